@@ -1,0 +1,151 @@
+//! Memory: a start is admitted only when the budget and the machine have room for it; otherwise the longest-idle
+//! databases go down a rung first.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::Lifecycle;
+use crate::entry::{ClosingReason, Entry};
+use crate::error::{StartFailure, WakeError};
+use crate::ladder::Phase;
+
+/// What an instance is taken to need until it was measured.
+const FIRST_ESTIMATE: u64 = 24 << 20;
+/// Free memory that the machine keeps, in thousandths of its whole.
+const MACHINE_FLOOR_PERMILLE: u64 = 50;
+/// How long a start waits for others to go down.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often memory is looked at again meanwhile.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What may be done to a database for memory's sake.
+enum Relief {
+    /// Freeze it and push it out.
+    Freeze,
+    /// Stop it cleanly; nobody holds it.
+    Stop,
+    /// Stop it although sessions hold it: its owner allows that.
+    StopUnderSessions,
+}
+
+impl Lifecycle {
+    /// Waits until there is memory for a start, taking other databases down if need be.
+    ///
+    /// # Errors
+    ///
+    /// When nothing could be taken down in time.
+    pub(crate) async fn make_room(&self, entry: &Arc<Entry>) -> Result<(), StartFailure> {
+        let needed = entry.memory().max(FIRST_ESTIMATE);
+        let began = Instant::now();
+        loop {
+            if self.has_room(needed) {
+                entry.lacks_memory.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+            entry.lacks_memory.store(true, Ordering::Relaxed);
+            if began.elapsed() >= PATIENCE {
+                let budget_bytes = self.shared.config.memory_budget_bytes;
+                return Err(StartFailure::Admission { needed_bytes: needed, budget_bytes });
+            }
+            if !self.relieve(entry).await {
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// The error of a session that waited in vain for memory.
+    pub(crate) fn lacking_memory(&self, entry: &Entry) -> Option<WakeError> {
+        entry.lacks_memory.load(Ordering::Relaxed).then(|| WakeError::Admission {
+            needed_bytes: entry.memory().max(FIRST_ESTIMATE),
+            budget_bytes: self.shared.config.memory_budget_bytes,
+        })
+    }
+
+    fn has_room(&self, needed: u64) -> bool {
+        let mut used = 0_u64;
+        for entry in self.shared.entries.pin().values() {
+            if entry.run().is_some() {
+                used = used.saturating_add(entry.memory().max(FIRST_ESTIMATE));
+            }
+        }
+        let total = self.shared.capabilities.memory_bytes;
+        let floor = total / 1000 * MACHINE_FLOOR_PERMILLE;
+        let machine = available_memory().is_none_or(|available| available >= needed.saturating_add(floor));
+        machine && used.saturating_add(needed) <= self.shared.config.memory_budget_bytes
+    }
+
+    /// Takes the database that has been idle longest down a rung. False when none may go.
+    async fn relieve(&self, newcomer: &Arc<Entry>) -> bool {
+        let now = Instant::now();
+        let mut candidates: Vec<_> = (self.shared.entries.pin().values())
+            .filter(|entry| !Arc::ptr_eq(entry, newcomer))
+            .filter_map(|entry| Some((entry.gate.idle_for(now), self.relief(entry)?, entry.clone())))
+            .collect();
+        candidates.sort_by_key(|(idle, _, _)| std::cmp::Reverse(*idle));
+        for (_, relief, entry) in candidates {
+            let Ok(_step) = entry.steps.try_lock() else { continue };
+            let deadline = now + PATIENCE;
+            let went = match relief {
+                Relief::Freeze => self.freeze_for_memory(&entry).await,
+                Relief::Stop => {
+                    if entry.lock().ladder.phase() == Phase::Running {
+                        self.prepare(&entry).await;
+                    }
+                    self.try_stop(&entry)
+                        && self.stop_entry(&entry, ClosingReason::MemoryPressure, deadline).await.is_ok()
+                }
+                Relief::StopUnderSessions => {
+                    self.stop_entry(&entry, ClosingReason::MemoryPressure, deadline).await.is_ok()
+                }
+            };
+            if went {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn relief(&self, entry: &Entry) -> Option<Relief> {
+        if entry.gate.leases() > 0 {
+            return None;
+        }
+        let inner = entry.lock();
+        let swap = self.shared.capabilities.swap_bytes > 0;
+        match inner.ladder.phase() {
+            Phase::Running if swap => Some(Relief::Freeze),
+            Phase::Running | Phase::Frozen if inner.holds == 0 => Some(Relief::Stop),
+            Phase::Running | Phase::Frozen if inner.settings.stop_under_sessions == Some(true) => {
+                Some(Relief::StopUnderSessions)
+            }
+            _ => None,
+        }
+    }
+
+    async fn freeze_for_memory(&self, entry: &Arc<Entry>) -> bool {
+        self.prepare(entry).await;
+        if !self.try_freeze(entry) {
+            return false;
+        }
+        let before = entry.memory();
+        let mut changes = entry.subscribe();
+        while matches!(entry.lock().ladder.phase(), Phase::Freezing { .. }) {
+            if changes.changed().await.is_err() {
+                return false;
+            }
+        }
+        // The memory goes out right after the freeze, in the task that froze it.
+        tokio::time::sleep(RETRY).await;
+        entry.memory() < before
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
