@@ -1,0 +1,154 @@
+//! From a configuration to a serving warden: the directories, the locks that keep a second node out, the namespace that
+//! hides its mounts, and the kind of isolation that this machine allows.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use roost_postgres::volume::Layout;
+
+use crate::config::{VOLUME_UID, WardenConfig};
+use crate::isolation::Isolation;
+use crate::mounts;
+use crate::node::Supervision;
+use crate::premises::RunDirectory;
+use crate::process::Process;
+use crate::server::{Parts, Server};
+use crate::sys;
+use crate::volumes::Volumes;
+
+/// Where nodes of one machine agree on user ids.
+const CLAIMS: &str = "/run/roost-uids";
+
+/// How long another warden on the same directories may take to be gone: one that was just killed leaves processes that
+/// hold its locks for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a warden could not begin, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another node uses one of the directories.
+    #[error("another node uses {0}: two nodes cannot share a data or run directory")]
+    InUse(PathBuf),
+    /// A step failed.
+    #[error("{step}: {source}")]
+    Step {
+        /// Which.
+        step: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
+    let step = step.into();
+    move |source| RunError::Step { step, source }
+}
+
+/// Runs a warden until its node ends, and returns the exit code for the process. Must be called while the process has
+/// one thread.
+///
+/// SIGTERM and SIGINT end it by way of the node, which stops its databases; SIGHUP replaces the node and touches
+/// nothing else. If it is killed, the node ends too, the instances go on, and the next warden adopts them.
+///
+/// # Errors
+/// [`RunError`], before anything was started, or if the loop itself fails.
+pub fn run(config: WardenConfig) -> Result<i32, RunError> {
+    let is_root = rustix::process::geteuid().is_root();
+    let node = is_root.then_some((config.node_uid, config.node_gid));
+    let data = make_directory(&config.data, node, 0o1770)?;
+    let run = make_directory(&config.run, node, 0o1771)?;
+    let _data_lock = lock(&data.join("node.lock"))?;
+    let _run_lock = lock(&run.join("node.lock"))?;
+    raise_descriptor_limit().map_err(step("raise the limit on descriptors"))?;
+
+    let owner = is_root.then_some((VOLUME_UID, VOLUME_UID));
+    let volumes = Volumes { layout: Layout::new(&data), owner, reader: node };
+    volumes.prepare().map_err(step("make the directories of volumes and templates"))?;
+    roost_postgres::template::remove_unfinished(&volumes.layout.templates())
+        .map_err(step("remove unfinished templates"))?;
+
+    let (isolation, host) = isolate(is_root, &volumes, &config, &run)?;
+    let supervision = Supervision::new(config.node_command, node, host);
+    let run = RunDirectory { path: run, node };
+    let parts = Parts {
+        isolation,
+        volumes,
+        run,
+        installations: config.installations,
+        node: supervision,
+        stop_deadline: config.stop_deadline,
+    };
+    let mut server = Server::new(parts).map_err(step("prepare the loop"))?;
+    server.run().map_err(step("wait for events"))
+}
+
+type Isolated = (Box<dyn Isolation>, Option<std::os::fd::OwnedFd>);
+
+fn isolate(
+    is_root: bool,
+    volumes: &Volumes,
+    config: &WardenConfig,
+    run: &Path,
+) -> Result<Isolated, RunError> {
+    if !is_root {
+        let error = io::Error::other("the warden must be started by root");
+        return Err(step("prepare the isolation of instances")(error));
+    }
+    let host = sys::own_namespace("mnt").map_err(step("hold the host's mount namespace"))?;
+    mounts::leave_host().map_err(step("leave the host's mount namespace"))?;
+    let process = Process::prepare(volumes.clone(), &config.installations, run, Path::new(CLAIMS))
+        .map_err(step("prepare the isolation of instances"))?;
+    Ok((Box::new(process), Some(host)))
+}
+
+/// Makes a directory that the node may make files in but not take the warden's away from, and returns its real path.
+fn make_directory(path: &Path, node: Option<(u32, u32)>, mode: u32) -> Result<PathBuf, RunError> {
+    let prepare = || -> io::Result<PathBuf> {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+        let real = path.canonicalize()?;
+        if let Some((_, gid)) = node {
+            chown(&real, Some(0), Some(gid))?;
+            fs::set_permissions(&real, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(real)
+    };
+    prepare().map_err(step(format!("prepare {}", path.display())))
+}
+
+fn lock(path: &Path) -> Result<File, RunError> {
+    let failed = || step(format!("open {}", path.display()));
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(failed())?;
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(RunError::InUse(path.parent().unwrap_or(path).to_owned()));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed()(error)),
+        }
+    }
+}
+
+/// Every instance takes a handful of descriptors.
+fn raise_descriptor_limit() -> io::Result<()> {
+    const WANTED: u64 = 1 << 18;
+    let (soft, hard) = sys::limits(libc::RLIMIT_NOFILE)?;
+    if soft < WANTED && sys::limit(libc::RLIMIT_NOFILE, WANTED.max(hard)).is_err() {
+        sys::limit(libc::RLIMIT_NOFILE, hard)?;
+    }
+    Ok(())
+}
