@@ -1,0 +1,12 @@
+//! The gateway in front of a real Postgres, with real clients and hostile ones. The ladder is played by the test: it holds
+//! one Postgres that always runs, and records what the gateway asks of it.
+
+mod abuse;
+mod bounds;
+mod cancelling;
+mod closing;
+mod leases;
+mod login;
+mod negotiation;
+mod relaying;
+mod support;
