@@ -1,0 +1,103 @@
+//! `roost dump`: a database as a file, by pg_dump or as a cold copy of its files.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use http_body_util::BodyExt;
+use roost_api::client::Client;
+use rustix::termios::isatty;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::counted::Counted;
+use super::program::{Credential, IgnoredSignals, Program, find, version};
+use crate::cli::{DumpArgs, DumpFormat};
+use crate::exit::UsageError;
+use crate::terminal::Terminal;
+
+pub(super) async fn dump(client: &Client, terminal: &Terminal, arguments: &DumpArgs) -> Result<()> {
+    let binary = arguments.cold || arguments.format != DumpFormat::Plain;
+    if binary && arguments.file.is_none() && isatty(std::io::stdout()) {
+        let problem = "the dump is not text, and standard output is a terminal: write it to a file (-f or >), or use \
+                       -F plain";
+        return Err(UsageError(problem.to_owned()).into());
+    }
+    if arguments.cold {
+        return cold(client, terminal, arguments).await;
+    }
+    let database = client.database(&arguments.database).await?;
+    let pg_dump = find(client, "pg_dump", version(&database)?).await?;
+    let credential = Credential::make(client, &database, "roost dump").await?;
+    let result = with_pg_dump(&pg_dump, &credential, terminal, arguments).await;
+    credential.delete(terminal).await;
+    result
+}
+
+async fn with_pg_dump(
+    pg_dump: &Program,
+    credential: &Credential,
+    terminal: &Terminal,
+    arguments: &DumpArgs,
+) -> Result<()> {
+    let mut command = pg_dump.command(credential, Some(&arguments.dbname));
+    let format = match arguments.format {
+        DumpFormat::Custom => "custom",
+        DumpFormat::Plain => "plain",
+        DumpFormat::Directory => "directory",
+        DumpFormat::Tar => "tar",
+    };
+    command.arg(format!("--format={format}")).args(&arguments.arguments);
+    let what = format!("dumping {}", arguments.database);
+    if arguments.format == DumpFormat::Directory {
+        let Some(path) = &arguments.file else {
+            return Err(UsageError("a dump in the directory format needs -f DIR".to_owned()).into());
+        };
+        command.arg("--file").arg(path);
+        let _progress = terminal.spinner(what);
+        return pg_dump.run(command).await;
+    }
+    let _ignored = IgnoredSignals::new()?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run pg_dump")?;
+    let output = child.stdout.take().context("pg_dump has no output")?;
+    let carried = {
+        let mut output = Counted::new(output, terminal.bytes(what, None));
+        let mut target = open(arguments.file.as_deref()).await?;
+        carry(&mut output, &mut target).await
+    };
+    // pg_dump says itself what went wrong with it; that its output could not be written, it only sees as a signal.
+    let status = child.wait().await?;
+    carried?;
+    pg_dump.check(status)
+}
+
+/// Where a dump goes.
+async fn open(path: Option<&Path>) -> Result<Box<dyn AsyncWrite + Unpin + Send>> {
+    match path {
+        None => Ok(Box::new(tokio::io::stdout())),
+        Some(path) => {
+            let file = tokio::fs::File::create(path).await;
+            Ok(Box::new(file.with_context(|| format!("cannot write {}", path.display()))?))
+        }
+    }
+}
+
+async fn carry(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
+    tokio::io::copy(from, to).await.context("cannot write the dump")?;
+    to.flush().await.context("cannot write the dump")
+}
+
+/// Writes the files of a stopped database.
+async fn cold(client: &Client, terminal: &Terminal, arguments: &DumpArgs) -> Result<()> {
+    let mut body = client.export(&arguments.database).await?;
+    let progress = terminal.bytes(format!("copying {}", arguments.database), None);
+    let mut target = open(arguments.file.as_deref()).await?;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { bail!("the copy broke off; what was written is not complete") };
+        if let Ok(bytes) = frame.into_data() {
+            target.write_all(&bytes).await.context("cannot write the copy")?;
+            progress.advance(bytes.len());
+        }
+    }
+    target.flush().await.context("cannot write the copy")
+}
