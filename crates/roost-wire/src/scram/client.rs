@@ -45,22 +45,28 @@ enum Progress {
 pub struct ClientExchange {
     credentials: Credentials,
     nonce: String,
+    /// `client-first-message-bare` of RFC 5802 section 7.
+    first_bare: String,
     progress: Progress,
 }
 
 impl ClientExchange {
     /// An exchange under SCRAM-SHA-256. `nonce` has to be unpredictable and used once, as from [`super::fresh_nonce`].
-    pub const fn new(credentials: Credentials, nonce: String) -> Self {
-        Self { credentials, nonce, progress: Progress::Begun }
+    ///
+    /// The user name in its messages is empty: Postgres takes the one of the startup packet.
+    pub fn new(credentials: Credentials, nonce: String) -> Self {
+        Self::named(credentials, "", nonce)
     }
 
-    /// The client's first message. The user name in it is empty: Postgres takes the one of the startup packet.
+    /// An exchange that does give a user name, which has to be free of `,` and `=`.
+    pub(super) fn named(credentials: Credentials, name: &str, nonce: String) -> Self {
+        let first_bare = format!("n={name},r={nonce}");
+        Self { credentials, nonce, first_bare, progress: Progress::Begun }
+    }
+
+    /// The client's first message.
     pub fn first(&self) -> Vec<u8> {
-        format!("{GS2_HEADER}{}", self.first_bare()).into_bytes()
-    }
-
-    fn first_bare(&self) -> String {
-        format!("n=,r={}", self.nonce)
+        format!("{GS2_HEADER}{}", self.first_bare).into_bytes()
     }
 
     /// Takes the server's first message and gives the client's final one.
@@ -108,7 +114,7 @@ impl ClientExchange {
             Credentials::Keys(keys) => keys.clone(),
         };
         let without_proof = format!("c={},r={nonce}", BASE64.encode(GS2_HEADER));
-        let auth_message = format!("{},{server_first},{without_proof}", self.first_bare());
+        let auth_message = format!("{},{server_first},{without_proof}", self.first_bare);
         let client_signature = hmac_sha256(&sha256(&client_key), &[auth_message.as_bytes()]);
         let proof = BASE64.encode(xor(client_key, &client_signature));
         let server_signature = hmac_sha256(&server_key, &[auth_message.as_bytes()]);

@@ -6,7 +6,7 @@
 //! make this module panic or work longer than [`MAX_ITERATIONS`] rounds.
 //!
 //! Invariants: a [`Verified`] exists only where a client proved that it knows the password (or the client key) behind a
-//! [`Verifier`]; secrets are compared in constant time; and no type here shows a key through `Debug`.
+//! [`Verifier`]; proofs and signatures are compared in constant time; and no type here shows a key through `Debug`.
 //!
 //! Source: RFC 5802 (SCRAM), RFC 7677 (SHA-256), RFC 5929 section 4 (`tls-server-end-point`), and PostgreSQL
 //! documentation, "SASL Authentication".

@@ -1,0 +1,136 @@
+//! What a sleeping database costs: nothing but bytes on disk when it is stopped; its memory, and no processor, when it
+//! is frozen.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use roost_api::client::Step;
+
+use super::frozen::settle;
+use super::wake::connect;
+use crate::bench::Bench;
+use crate::machine::{Footprint, Groups, footprint};
+use crate::node::Node;
+use crate::report::{Limit, number};
+use crate::zram::Zram;
+
+/// What a frozen database may take, in MiB: charged memory, the kernel's included, and compressed swap.
+const FROZEN_MEBIBYTES: f64 = 4.5;
+/// How long a frozen database is watched for processor time.
+const WATCH: Duration = Duration::from_secs(10);
+/// How long the node has to let go of what a stop and its requests took.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many databases are stopped.
+const STOPPED: usize = 10;
+
+/// Measures, and holds the result against the bars.
+pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
+    bench.report.section("idle: what a stopped and a frozen database cost");
+    stopped(bench)?;
+    match Zram::start() {
+        Ok(zram) => {
+            frozen(bench, Some(&zram))?;
+        }
+        Err(error) => {
+            bench.report.skip("memory of a frozen database with compressed swap", &format!("{error:#}"));
+            frozen(bench, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn stopped(bench: &mut Bench) -> Result<()> {
+    let scratch = bench.scratch()?;
+    let node = bench.node(&scratch, "stopped").start()?;
+    // What the node opens once and keeps, such as its template and catalog, is not the databases'.
+    let mut tenants = Vec::new();
+    for round in ["warm", "measured"] {
+        let before = settled_footprint(&node)?;
+        for number in 0..STOPPED {
+            tenants.push(node.create(&format!("{round}-{number}"))?);
+        }
+        let awake_from = tenants.len() - STOPPED;
+        for tenant in tenants.iter().skip(awake_from) {
+            connect(&node, tenant)?;
+        }
+        let awake = footprint(&node.processes())?;
+        for tenant in tenants.iter().skip(awake_from) {
+            node.stop_database(&tenant.id)?;
+        }
+        let after = settled_footprint(&node)?;
+        if round == "measured" {
+            print_stopped(bench, before, awake, after);
+        }
+    }
+    Ok(())
+}
+
+/// The smallest footprint within a while: descriptors of finished requests are closed a little later.
+fn settled_footprint(node: &Node) -> Result<Footprint> {
+    let end = Instant::now() + PATIENCE;
+    let mut least = footprint(&node.processes())?;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = footprint(&node.processes())?;
+        least.processes = least.processes.min(now.processes);
+        least.descriptors = least.descriptors.min(now.descriptors);
+        least.mounts = least.mounts.min(now.mounts);
+        least.groups = least.groups.min(now.groups);
+    }
+    Ok(least)
+}
+
+fn print_stopped(bench: &mut Bench, before: Footprint, awake: Footprint, after: Footprint) {
+    let report = &mut bench.report;
+    let of = |counts: fn(&Footprint) -> usize| [&before, &awake, &after].map(counts);
+    let rows = [
+        ("processes", of(|footprint| footprint.processes)),
+        ("descriptors of warden and node", of(|footprint| footprint.descriptors)),
+        ("mounts", of(|footprint| footprint.mounts)),
+        ("control groups", of(|footprint| footprint.groups)),
+    ];
+    let cells = rows.map(|(name, counts)| {
+        let counts = counts.iter().map(usize::to_string);
+        [name.to_owned()].into_iter().chain(counts).collect()
+    });
+    let title = format!("{STOPPED} databases");
+    report.table(&[&title, "before", "running", "stopped"], &cells);
+    for (name, [before, _, after]) in rows {
+        let left = after as f64 - before as f64;
+        report.bar(format!("stopped: {name} of {STOPPED} databases"), left, Limit::AtMost(0.0), "");
+    }
+}
+
+fn frozen(bench: &mut Bench, zram: Option<&Zram>) -> Result<()> {
+    let scratch = bench.scratch()?;
+    let node = bench.node(&scratch, "frozen").start()?;
+    let tenant = node.create("frozen")?;
+    connect(&node, &tenant)?;
+    node.step(&tenant.id, Step::Freeze)?;
+    let groups = Groups::of(&tenant.id);
+    ensure!(!groups.processes().is_empty(), "the frozen database has no processes in a control group");
+    settle(&groups)?;
+    let before = groups.cpu()?;
+    std::thread::sleep(WATCH);
+    let used = groups.cpu()?.saturating_sub(before);
+    let mebibytes = |bytes: f64| bytes / f64::from(1 << 20);
+    let (memory, kernel, swap) = (groups.memory()?, groups.kernel_memory(), groups.swap()?);
+    let ratio = zram.map(Zram::fill).transpose()?.map_or(1.0, crate::zram::Fill::ratio);
+    let compressed = swap as f64 * ratio;
+    let report = &mut bench.report;
+    report.note(&format!(
+        "frozen: {} processes, {} MiB charged (of which kernel {}), {} MiB in swap, {} compressed",
+        groups.processes().len(),
+        number(mebibytes(memory as f64)),
+        number(mebibytes(kernel as f64)),
+        number(mebibytes(swap as f64)),
+        number(mebibytes(compressed)),
+    ));
+    let what = format!("frozen: processor time in {} s", WATCH.as_secs());
+    report.bar(what, used.as_secs_f64() * 1e3, Limit::AtMost(0.0), "ms");
+    if zram.is_some() {
+        let total = mebibytes(memory as f64 + compressed);
+        report.bar("frozen: memory and compressed swap", total, Limit::AtMost(FROZEN_MEBIBYTES), "MiB");
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! The files of a stopped database, looked at without Roost: Postgres' own tools check every page and every index.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::machine::{self, Installation};
+use crate::node::{Database, Node};
+use crate::plain::{self, PlainPostgres};
+use crate::psql;
+
+const DEADLINE: Duration = Duration::from_secs(1800);
+
+/// A flattened copy of a database's cluster, made while it is stopped (`roost dump --cold`).
+#[derive(Debug)]
+pub struct ColdCopy {
+    folder: PathBuf,
+    cluster: PathBuf,
+    installation: Installation,
+}
+
+impl ColdCopy {
+    /// Copies a stopped database to a folder under `parent`, removed when this is dropped.
+    pub fn take(
+        node: &Node,
+        database: &Database,
+        installation: &Installation,
+        parent: &Path,
+    ) -> Result<Self> {
+        let folder = parent.join(format!("cold-{}", database.name));
+        plain::own_folder(&folder)?;
+        let archive = folder.join("cold.tar");
+        let finished = command::run(
+            node.command().args(["dump", &database.name, "--cold", "--file"]).arg(&archive),
+            b"",
+            DEADLINE,
+        )?;
+        finished.success().context("roost dump --cold")?;
+        let mut unpack = std::process::Command::new("tar");
+        unpack.arg("-C").arg(&folder).arg("-xf").arg(&archive);
+        command::run(&mut unpack, b"", DEADLINE)?.success()?;
+        fs::remove_file(&archive)?;
+        let cluster = cluster_in(&folder)?;
+        give_to_server_user(&cluster)?;
+        Ok(Self { folder, cluster, installation: installation.clone() })
+    }
+
+    /// Every data page's checksum (`pg_checksums --check`).
+    pub fn check_page_checksums(&self) -> Result<()> {
+        let mut check = plain::as_server_user(&self.installation.program("pg_checksums"))?;
+        check.arg("--check").arg("-D").arg(&self.cluster);
+        command::run(&mut check, b"", DEADLINE)?.success().context("pg_checksums")?;
+        Ok(())
+    }
+
+    /// Every table and index of every database in the cluster (`pg_amcheck`, with the heap checked against its B-trees).
+    pub fn check_structure(&self) -> Result<()> {
+        let server = PlainPostgres::open(
+            &self.installation,
+            &self.cluster,
+            &self.folder.join("server"),
+            "_roost",
+            &[],
+        )?;
+        let mut check = psql::client_program("pg_amcheck");
+        check.arg("-h").arg(server.socket_folder()).args(["-U", "_roost", "--all", "--install-missing"]);
+        check.args(["--maintenance-db=postgres", "--heapallindexed", "--on-error-stop"]);
+        command::run(&mut check, b"", DEADLINE)?.success().context("pg_amcheck")?;
+        server.stop()
+    }
+}
+
+impl Drop for ColdCopy {
+    fn drop(&mut self) {
+        // What stays is removed with the node's folder.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Stops a database and checks its files: page checksums, then tables and indexes.
+pub fn check_stopped_database(node: &Node, database: &Database) -> Result<()> {
+    node.cli(&["stop", &database.name])?;
+    let copy = ColdCopy::take(node, database, &machine::debian_postgres()?, node.scratch())?;
+    copy.check_page_checksums()?;
+    copy.check_structure()
+}
+
+/// The folder below `folder` (or itself) that is a cluster.
+fn cluster_in(folder: &Path) -> Result<PathBuf> {
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(candidate) = waiting.pop() {
+        if candidate.join("PG_VERSION").is_file() && candidate.join("global/pg_control").is_file() {
+            return Ok(candidate);
+        }
+        for entry in fs::read_dir(&candidate)?.flatten() {
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    anyhow::bail!("no cluster in the cold copy at {}", folder.display())
+}
+
+fn give_to_server_user(cluster: &Path) -> Result<()> {
+    if let Some((user, group)) = plain::server_user()? {
+        let mut chown = std::process::Command::new("chown");
+        chown.args(["-R", "-h", &format!("{user}:{group}")]).arg(cluster);
+        command::run(&mut chown, b"", DEADLINE)?.success()?;
+    }
+    fs::set_permissions(cluster, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    Ok(())
+}

@@ -1,0 +1,623 @@
+//! One node of a test: `roost up` in a folder of its own, with ports that the system picked, ended without a trace.
+//!
+//! The harness plays the part of systemd and of the administrator: [`Node::revive`] starts `roost up` again when it is
+//! gone, [`Node::stop`] ends it with SIGTERM. When a `Node` is dropped, nothing of it may be left: a process, a mount or a
+//! cgroup that is still there fails the test. What a killed test left is swept by the next one.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::command::{self, Finished};
+use crate::machine::{self, Installation, Process};
+
+/// Where nodes' folders are made: short, for socket paths may have 108 bytes.
+const FOLDERS: &str = "/tmp";
+const FOLDER_PREFIX: &str = "rt-";
+
+/// How long a node may take until it is ready: the first start makes a template (initdb), two at a time on two cores.
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+/// How long SIGTERM may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(90);
+/// How long a command of the command line may take.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How a node is started.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    data: Option<PathBuf>,
+    arguments: Vec<String>,
+    installations: Vec<Installation>,
+    system_ports: bool,
+}
+
+impl Setup {
+    /// Adds arguments of `roost up`.
+    #[must_use]
+    pub fn with<const N: usize>(mut self, arguments: [&str; N]) -> Self {
+        self.arguments.extend(arguments.map(str::to_owned));
+        self
+    }
+
+    /// Adds Postgres installations that the node would not find by itself.
+    #[must_use]
+    pub fn with_installations(mut self, installations: impl IntoIterator<Item = Installation>) -> Self {
+        self.installations.extend(installations);
+        self
+    }
+
+    /// Keeps the node's data in `folder`, which is not removed, instead of in the node's own.
+    #[must_use]
+    pub fn with_data(mut self, folder: &Path) -> Self {
+        self.data = Some(folder.to_owned());
+        self
+    }
+
+    /// Asks for port 0 and reads the ports that the node got, instead of choosing free ones beforehand.
+    #[must_use]
+    pub const fn with_system_ports(mut self) -> Self {
+        self.system_ports = true;
+        self
+    }
+
+    /// Starts the node and waits until it is ready.
+    pub fn start(self) -> Result<Node> {
+        sweep();
+        let folder = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir_in(FOLDERS)?.keep();
+        fs::write(folder.join("owner"), std::process::id().to_string())?;
+        // The node's process is not root, and passes through here.
+        fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let data = self.data.clone().unwrap_or_else(|| folder.join("d"));
+        let (listen, http) = if self.system_ports {
+            ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned())
+        } else {
+            free_addresses()?
+        };
+        let mut node = Node {
+            command_line: CommandLine { binary: machine::roost_binary()?, run: folder.join("r") },
+            log: folder.join("node.log"),
+            folder,
+            data,
+            listen,
+            http,
+            setup: self,
+            warden: None,
+            names: Vec::new(),
+        };
+        node.start()?;
+        Ok(node)
+    }
+}
+
+/// A database that a test made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Database {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// A URL to connect with, as the owner.
+    pub url: String,
+}
+
+/// The command line of one node. Clones talk to the same node, also while it is being killed.
+#[derive(Debug, Clone)]
+pub struct CommandLine {
+    binary: PathBuf,
+    run: PathBuf,
+}
+
+impl CommandLine {
+    /// A `roost` command that finds the node.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env("ROOST_RUN", &self.run).env("NO_COLOR", "1");
+        command
+    }
+
+    /// Runs `roost ARGUMENTS` to its end, whatever it says.
+    pub fn try_run(&self, arguments: &[&str]) -> Result<Finished> {
+        command::run(self.command().args(arguments), b"", COMMAND_DEADLINE)
+    }
+
+    /// Runs `roost ARGUMENTS`, which must succeed, and returns its standard output.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let finished = self.try_run(arguments)?.success();
+        Ok(finished.with_context(|| format!("roost {}", arguments.join(" ")))?.text())
+    }
+
+    /// Runs `roost ARGUMENTS --json`, which must succeed, and returns what it printed.
+    pub fn run_json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.run(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("roost {} --json: {text}", arguments.join(" ")))
+    }
+}
+
+/// A running (or killed) node.
+#[derive(Debug)]
+pub struct Node {
+    command_line: CommandLine,
+    folder: PathBuf,
+    data: PathBuf,
+    log: PathBuf,
+    listen: String,
+    http: String,
+    setup: Setup,
+    warden: Option<Child>,
+    /// Ids of all databases that were made, by which their processes and cgroups are found.
+    names: Vec<String>,
+}
+
+impl Node {
+    /// A node with the defaults.
+    pub fn new() -> Result<Self> {
+        Setup::default().start()
+    }
+
+    /// Its DATA folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its RUN folder.
+    pub fn run(&self) -> &Path {
+        &self.command_line.run
+    }
+
+    /// A folder for the test's own files, removed with the node.
+    pub fn scratch(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The Postgres address, `127.0.0.1:PORT`.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    /// The HTTP address, `127.0.0.1:PORT`.
+    pub fn http(&self) -> &str {
+        &self.http
+    }
+
+    /// The text of the node's log so far (its standard error).
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its command line, to be used beside it.
+    pub fn command_line(&self) -> CommandLine {
+        self.command_line.clone()
+    }
+
+    /// A `roost` command that finds this node.
+    pub fn command(&self) -> Command {
+        self.command_line.command()
+    }
+
+    /// Runs `roost ARGUMENTS` to its end, whatever it says.
+    pub fn try_cli(&self, arguments: &[&str]) -> Result<Finished> {
+        self.command_line.try_run(arguments)
+    }
+
+    /// Runs `roost ARGUMENTS`, which must succeed, and returns its standard output.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        self.command_line.run(arguments)
+    }
+
+    /// Runs `roost ARGUMENTS --json`, which must succeed, and returns what it printed.
+    pub fn cli_json(&self, arguments: &[&str]) -> Result<Value> {
+        self.command_line.run_json(arguments)
+    }
+
+    /// Makes a database.
+    pub fn create(&mut self, name: &str) -> Result<Database> {
+        self.create_with(name, &[])
+    }
+
+    /// Makes a database, with further arguments of `roost create`.
+    pub fn create_with(&mut self, name: &str, arguments: &[&str]) -> Result<Database> {
+        let made = self.cli_json(&[&["create", name], arguments].concat())?;
+        let field = |key: &str| -> Result<String> {
+            Ok(made[key]
+                .as_str()
+                .with_context(|| format!("create --json has no `{key}`: {made}"))?
+                .to_owned())
+        };
+        let database = Database { id: field("id")?, name: field("name")?, url: field("url")? };
+        self.names.push(database.id.clone());
+        Ok(database)
+    }
+
+    /// Makes a database of one Postgres major.
+    pub fn create_major(&mut self, name: &str, major: u16) -> Result<Database> {
+        self.create_with(name, &["--postgres", &major.to_string()])
+    }
+
+    /// A new connection's URL.
+    pub fn new_url(&self, name: &str) -> Result<String> {
+        self.cli(&["url", name, "--new"])
+    }
+
+    /// `show --json`.
+    pub fn show(&self, name: &str) -> Result<Value> {
+        self.cli_json(&["show", name])
+    }
+
+    /// `list --json`.
+    pub fn list(&self) -> Result<Vec<Value>> {
+        self.cli_json(&["list"])?.as_array().cloned().context("list --json is no array")
+    }
+
+    /// The state that `show --json` tells.
+    pub fn state(&self, name: &str) -> Result<String> {
+        let shown = self.show(name)?;
+        Ok(shown["state"]
+            .as_str()
+            .with_context(|| format!("show --json has no `state`: {shown}"))?
+            .to_owned())
+    }
+
+    /// Waits until a database is in `state`.
+    pub fn wait_for_state(&self, name: &str, state: &str, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            let seen = self.state(name)?;
+            if seen == state {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{name} is {seen}, not {state}, after {deadline:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// How often a database was woken from `state`, by `show --json`.
+    pub fn wakes_from(&self, name: &str, state: &str) -> Result<u64> {
+        let shown = self.show(name)?;
+        let wakes =
+            shown["wakes"].as_array().with_context(|| format!("show --json has no `wakes`: {shown}"))?;
+        let of_state = wakes.iter().find(|wakes| wakes["from"] == state);
+        of_state.map_or(Ok(0), |wakes| wakes["count"].as_u64().context("`wakes` has no `count`"))
+    }
+
+    /// How often a database was woken in all.
+    pub fn wakes(&self, name: &str) -> Result<u64> {
+        Ok(self.wakes_from(name, "stopped")? + self.wakes_from(name, "frozen")?)
+    }
+
+    /// The process id of `roost up`.
+    pub fn warden_pid(&self) -> Result<i32> {
+        let warden = self.warden.as_ref().context("the warden does not run")?;
+        Ok(i32::try_from(warden.id())?)
+    }
+
+    /// The process id of the node, the warden's child.
+    pub fn node_pid(&self) -> Result<i32> {
+        let warden = self.warden_pid()?;
+        let children =
+            machine::processes(|process, _| process.parent == warden && process.name.starts_with("roost"));
+        children.first().map(|process| process.pid).context("the warden has no child that is the node")
+    }
+
+    /// The processes of one database's instance.
+    pub fn instance_processes(&self, database: &Database) -> Vec<Process> {
+        self.processes().into_iter().filter(|process| belongs(process, &database.id)).collect()
+    }
+
+    /// The process id of a database's postmaster.
+    pub fn postmaster_pid(&self, database: &Database) -> Result<i32> {
+        let processes = self.instance_processes(database);
+        let postgres: Vec<&Process> =
+            processes.iter().filter(|process| process.arguments.contains("postgres")).collect();
+        postgres
+            .iter()
+            .find(|process| {
+                process.arguments.split(' ').next().is_some_and(|program| program.ends_with("/postgres"))
+                    && !postgres.iter().any(|other| {
+                        other.pid == process.parent
+                            && other
+                                .arguments
+                                .split(' ')
+                                .next()
+                                .is_some_and(|name| name.ends_with("/postgres"))
+                    })
+            })
+            .map(|process| process.pid)
+            .with_context(|| format!("no postmaster of {}: {processes:?}", database.name))
+    }
+
+    /// Every process of this node: warden, node and instances.
+    pub fn processes(&self) -> Vec<Process> {
+        processes_of(&self.folder, &self.data, &self.ids())
+    }
+
+    /// Kills the node's process with SIGKILL; the warden starts it again.
+    pub fn kill_node(&self) -> Result<()> {
+        machine::signal(self.node_pid()?, Signal::KILL)
+    }
+
+    /// Kills the warden with SIGKILL; the node ends by itself, instances live on.
+    pub fn kill_warden(&mut self) -> Result<()> {
+        if let Some(mut warden) = self.warden.take() {
+            warden.kill()?;
+            warden.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Kills a database's postmaster with SIGKILL, if it has one.
+    pub fn kill_postmaster(&self, database: &Database) -> Result<()> {
+        match self.postmaster_pid(database) {
+            Ok(pid) => machine::signal(pid, Signal::KILL),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Kills every process of this node with SIGKILL.
+    pub fn kill_everything(&mut self) -> Result<()> {
+        let instances = self.processes();
+        self.kill_warden()?;
+        for process in instances {
+            machine::signal(process.pid, Signal::KILL)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the node's process (SIGHUP to `roost up`) and waits for the new one. Instances run on.
+    pub fn replace_node(&mut self) -> Result<()> {
+        let old = self.node_pid()?;
+        machine::signal(self.warden_pid()?, Signal::HUP)?;
+        let end = Instant::now() + READY_DEADLINE;
+        while !self.node_pid().is_ok_and(|pid| pid != old) {
+            ensure!(Instant::now() < end, "the node was not replaced after {READY_DEADLINE:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.wait_until_ready()
+    }
+
+    /// What systemd would do: starts `roost up` again if it is gone, and waits until the node is ready.
+    pub fn revive(&mut self) -> Result<()> {
+        let gone = match self.warden.as_mut() {
+            None => true,
+            Some(warden) => warden.try_wait()?.is_some(),
+        };
+        if gone { self.start() } else { self.wait_until_ready() }
+    }
+
+    /// Ends `roost up` with SIGTERM, and says how long that took. Nothing of the node may be left.
+    pub fn stop(&mut self) -> Result<Duration> {
+        let begun = Instant::now();
+        let mut warden = self.warden.take().context("the warden does not run")?;
+        machine::signal(i32::try_from(warden.id())?, Signal::TERM)?;
+        let status = match command::wait(&mut warden, STOP_DEADLINE) {
+            Ok(status) => status,
+            Err(error) => {
+                // It stays ours, to be killed when this is dropped.
+                self.warden = Some(warden);
+                return Err(error.context("roost up did not end after SIGTERM"));
+            }
+        };
+        let took = begun.elapsed();
+        ensure!(status.success(), "roost up ended with {status} after SIGTERM");
+        let left = self.leftovers();
+        ensure!(left.is_empty(), "left behind after SIGTERM:\n{}", left.join("\n"));
+        Ok(took)
+    }
+
+    /// What there is of this node on the machine outside its folders: processes, mounts, cgroups.
+    pub fn leftovers(&self) -> Vec<String> {
+        let ids = self.ids();
+        let mut left: Vec<String> = self.processes().iter().map(|process| format!("{process:?}")).collect();
+        left.extend(mounts(&self.folder, &self.data).iter().map(|path| format!("mount {}", path.display())));
+        for id in &ids {
+            left.extend(machine::cgroups_with(id).iter().map(|path| format!("cgroup {}", path.display())));
+        }
+        left
+    }
+
+    /// Starts `roost up` and waits for its ready line. Ports that the system picked are asked for again next time.
+    pub fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let mut command = self.command();
+        command.arg("up").arg("--data").arg(&self.data).arg("--run").arg(self.run());
+        command.args(["--listen", &self.listen, "--http", &self.http]);
+        for installation in &self.setup.installations {
+            command.arg("--postgres-installations").arg(&installation.folder);
+        }
+        command.args(&self.setup.arguments);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
+        let output = child.stdout.take().context("no standard output")?;
+        self.warden = Some(child);
+        let (send, lines) = mpsc::channel();
+        thread::spawn(move || {
+            // Read on after the ready line, so that the node never writes to a full pipe.
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        loop {
+            match lines.recv_timeout(READY_DEADLINE) {
+                Ok(line) if line.starts_with("roost: ready") => break,
+                Ok(_) => {}
+                Err(_) => {
+                    bail!("roost up is not ready after {READY_DEADLINE:?}, or ended:\n{}", self.log_end())
+                }
+            }
+        }
+        let addresses = self.node_json()?;
+        let address = |key: &str| -> Result<String> {
+            Ok(addresses[key].as_str().with_context(|| format!("node.json has no `{key}`"))?.to_owned())
+        };
+        (self.listen, self.http) = (address("listen")?, address("http")?);
+        Ok(())
+    }
+
+    fn node_json(&self) -> Result<Value> {
+        let path = self.run().join("node.json");
+        Ok(serde_json::from_slice(&fs::read(&path).with_context(|| path.display().to_string())?)?)
+    }
+
+    /// Waits until both doors are open and the command line is answered.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        let end = Instant::now() + READY_DEADLINE;
+        loop {
+            let open = TcpStream::connect(&self.listen).is_ok()
+                && crate::http::get(&self.http, "/ready").is_ok_and(|(status, _)| status == 200)
+                && self.try_cli(&["list", "--json"]).is_ok_and(|finished| finished.status.success());
+            if open {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < end,
+                "the node is not ready after {READY_DEADLINE:?}:\n{}",
+                self.log_end()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ids of all databases that this node has had.
+    fn ids(&self) -> Vec<String> {
+        let mut ids = database_folders(&self.data);
+        ids.extend(self.names.iter().cloned());
+        ids.sort();
+        ids.dedup();
+        ids
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n")
+    }
+}
+
+impl Drop for Node {
+    #[allow(
+        clippy::panic,
+        clippy::print_stderr,
+        reason = "a test that leaves processes behind has failed, and says so"
+    )]
+    fn drop(&mut self) {
+        let mut problem = None;
+        if self.warden.is_some() {
+            problem = self.stop().err();
+        }
+        // The test runner shows this only when the test failed.
+        eprintln!("--- end of the log of {} ---\n{}", self.folder.display(), self.log_end());
+        if std::env::var_os("ROOST_TEST_KEEP").is_some() {
+            eprintln!("kept: {}", self.folder.display());
+            return;
+        }
+        if let Some(mut warden) = self.warden.take() {
+            // Both fail only when it has ended by itself.
+            let _ = warden.kill();
+            let _ = warden.wait();
+        }
+        clean_up(&self.folder, &self.data, &self.ids());
+        if let Some(problem) = problem
+            && !thread::panicking()
+        {
+            panic!("{problem:#}");
+        }
+    }
+}
+
+/// Two addresses on loopback that are free now.
+fn free_addresses() -> Result<(String, String)> {
+    let (one, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok((one.local_addr()?.to_string(), other.local_addr()?.to_string()))
+}
+
+/// The ids of databases that have files under `data`.
+fn database_folders(data: &Path) -> Vec<String> {
+    let shelves = fs::read_dir(data.join("databases")).into_iter().flatten().flatten();
+    shelves
+        .flat_map(|shelf| fs::read_dir(shelf.path()).into_iter().flatten().flatten())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// Whether a process is in a cgroup of the database with this id, or names it in its arguments.
+fn belongs(process: &Process, id: &str) -> bool {
+    process.arguments.contains(id)
+        || fs::read_to_string(format!("/proc/{}/cgroup", process.pid))
+            .is_ok_and(|cgroups| cgroups.contains(id))
+}
+
+fn processes_of(folder: &Path, data: &Path, ids: &[String]) -> Vec<Process> {
+    let folders = [folder, data].map(|path| path.to_string_lossy().into_owned());
+    machine::processes(|process, cgroups| {
+        ids.iter().any(|id| cgroups.contains(id.as_str()))
+            || (process.name.starts_with("roost") || process.arguments.contains("postgres"))
+                && (folders.iter().any(|folder| mentions(&process.arguments, folder))
+                    || ids.iter().any(|id| process.arguments.contains(id.as_str())))
+    })
+}
+
+/// Whether one of the arguments is `folder` or inside it.
+fn mentions(arguments: &str, folder: &str) -> bool {
+    arguments
+        .match_indices(folder)
+        .any(|(at, _)| matches!(arguments.as_bytes().get(at + folder.len()), None | Some(b'/' | b' ')))
+}
+
+fn mounts(folder: &Path, data: &Path) -> Vec<PathBuf> {
+    // DATA may be a mount itself, which is not the node's.
+    let mut found = machine::mounts_with(&format!("{}/", folder.display()));
+    found.extend(machine::mounts_with(&format!("{}/", data.display())));
+    found.retain(|path| path != data);
+    found
+}
+
+/// Ends every process of a node, and removes its mounts, cgroups and folder, as far as that goes.
+fn clean_up(folder: &Path, data: &Path, ids: &[String]) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let cgroups: Vec<PathBuf> = ids.iter().flat_map(|id| machine::cgroups_with(id)).collect();
+        for cgroup in &cgroups {
+            // Which of these files exists depends on the cgroup version; a frozen process cannot be killed in v1.
+            let _ = fs::write(cgroup.join("freezer.state"), "THAWED");
+            let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
+        }
+        let processes = processes_of(folder, data, ids);
+        for process in &processes {
+            let _ = machine::signal(process.pid, Signal::KILL);
+        }
+        let points = mounts(folder, data);
+        for point in &points {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
+        for cgroup in &cgroups {
+            let _ = fs::remove_dir(cgroup);
+        }
+        if (processes.is_empty() && cgroups.is_empty() && points.is_empty()) || Instant::now() > end {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// Removes what tests left that were killed before they could.
+fn sweep() {
+    for entry in fs::read_dir(FOLDERS).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX) {
+            continue;
+        }
+        let owner = fs::read_to_string(folder.join("owner")).ok().and_then(|text| text.parse().ok());
+        if owner.is_some_and(|pid| machine::process(pid).is_none()) {
+            let data = folder.join("d");
+            clean_up(&folder, &data, &database_folders(&data));
+        }
+    }
+}

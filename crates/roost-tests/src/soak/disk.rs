@@ -1,0 +1,78 @@
+//! A file system of the soak's own, in a sparse file, so that filling it fills nothing else.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::machine;
+
+const SOON: Duration = Duration::from_secs(300);
+
+/// A mounted ext4; unmounted and removed when dropped.
+#[derive(Debug)]
+pub(super) struct Disk {
+    image: tempfile::TempPath,
+    folder: PathBuf,
+}
+
+impl Disk {
+    /// Makes and mounts a file system of `bytes`. The file is sparse: it takes what is written.
+    pub(super) fn create(bytes: u64) -> Result<Self> {
+        let image = tempfile::Builder::new().prefix("roost-soak-").suffix(".ext4").tempfile_in("/var/tmp")?;
+        image.as_file().set_len(bytes)?;
+        let image = image.into_temp_path();
+        let mut format = Command::new(machine::program("mkfs.ext4"));
+        format.args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"]).arg(&image);
+        command::run(&mut format, b"", SOON)?.success().context("mkfs.ext4")?;
+        let folder = tempfile::Builder::new().prefix("rs-").tempdir_in("/tmp")?.keep();
+        let disk = Self { image, folder };
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop,noatime"]).arg(&disk.image).arg(&disk.folder);
+        command::run(&mut mount, b"", SOON)?.success().context("mount")?;
+        // The node's process is not root, and passes through here.
+        fs::set_permissions(&disk.folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(disk)
+    }
+
+    /// Where it is mounted.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Takes space until only `left` bytes are free; it comes back when the result is dropped.
+    pub(super) fn fill(&self, left: u64) -> Result<Ballast> {
+        let path = self.folder.join("ballast");
+        let file = File::create(&path)?;
+        let ballast = Ballast { path };
+        let free = machine::free_bytes(&self.folder)?;
+        if free > left {
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free - left)?;
+        }
+        Ok(ballast)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A file system that is still in use goes away when its last user does.
+        let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// Space that is taken.
+#[derive(Debug)]
+pub(super) struct Ballast {
+    path: PathBuf,
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        // It is on a file system that goes away anyway.
+        let _ = fs::remove_file(&self.path);
+    }
+}
