@@ -58,8 +58,9 @@ impl OwedReplies {
                 }
                 self.owe(Kind::Sync);
             }
-            // CopyDone and CopyFail end the copy; what follows is read as usual again.
-            b'c' | b'f' => {
+            // CopyDone and CopyFail end the copy; what follows is read as usual again. A server that gave the copy up
+            // before ignores them.
+            b'c' | b'f' if self.copy_in => {
                 self.copy_in = false;
                 if self.runs.is_empty() {
                     self.unsynced = true;
@@ -124,7 +125,7 @@ impl OwedReplies {
     /// Whether the server owes nothing and has been given nothing to do.
     #[inline]
     pub fn is_idle(&self) -> bool {
-        self.runs.is_empty() && !self.unsynced
+        self.runs.is_empty() && !self.unsynced && !self.copy_in
     }
 
     /// The transaction status of the last ReadyForQuery.
@@ -214,8 +215,22 @@ mod tests {
         let mut owed = OwedReplies::new();
         frontend(&mut owed, b"PBE");
         backend(&mut owed, b"12G");
-        frontend(&mut owed, b"dSdHdcS");
+        frontend(&mut owed, b"dSdHd");
+        assert!(!owed.is_idle(), "the copy goes on");
+        frontend(&mut owed, b"cS");
         backend(&mut owed, b"CZ");
+        assert!(owed.is_idle());
+    }
+
+    #[test]
+    fn the_end_of_a_copy_that_had_failed_is_owed_nothing() {
+        let mut owed = OwedReplies::new();
+        frontend(&mut owed, b"Q");
+        backend(&mut owed, b"G");
+        frontend(&mut owed, b"dd");
+        backend(&mut owed, b"EZ");
+        assert!(owed.is_idle());
+        frontend(&mut owed, b"ddc");
         assert!(owed.is_idle());
     }
 

@@ -202,11 +202,12 @@ pub enum OptionWord {
 /// Splits the startup parameter `options` as Postgres does (`pg_split_opts`): at white space, with a backslash taking the
 /// next character as it is.
 pub fn parse_options(options: &str) -> Vec<OptionWord> {
-    let mut words = split(options).into_iter();
+    let mut words = split(options).into_iter().peekable();
     let mut parsed = Vec::new();
     while let Some(word) = words.next() {
         let setting = match word.as_str() {
-            "-c" => words.next(),
+            // Without `=` the two stay what they are, for Postgres to complain about.
+            "-c" => words.next_if(|next| next.contains('=')),
             _ => word.strip_prefix("-c").or_else(|| word.strip_prefix("--")).map(str::to_owned),
         };
         parsed.push(match setting.as_deref().and_then(|setting| setting.split_once('=')) {
@@ -230,7 +231,7 @@ pub fn write_options(words: &[OptionWord]) -> String {
             text.push(' ');
         }
         for character in word.chars() {
-            if character.is_ascii_whitespace() || character == '\\' {
+            if is_space(character) || character == '\\' {
                 text.push('\\');
             }
             text.push(character);
@@ -249,15 +250,24 @@ pub fn write_options(words: &[OptionWord]) -> String {
     text
 }
 
+/// `isspace()` in the C locale, which has the vertical tab that [`char::is_ascii_whitespace`] leaves out.
+const fn is_space(character: char) -> bool {
+    matches!(character, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
+}
+
 fn split(options: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut characters = options.chars();
     while let Some(character) = characters.next() {
         match character {
-            // isspace() in the C locale
-            ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c' => words.extend(word.take()),
-            '\\' => word.get_or_insert_default().extend(characters.next()),
+            space if is_space(space) => words.extend(word.take()),
+            // A backslash with nothing behind it is no word.
+            '\\' => {
+                if let Some(next) = characters.next() {
+                    word.get_or_insert_default().push(next);
+                }
+            }
             other => word.get_or_insert_default().push(other),
         }
     }
@@ -347,7 +357,7 @@ mod tests {
         }
 
         #[test]
-        fn options_survive_being_written(name in "[a-z_]{1,8}", value in "[ a-z\\\\=\t]{0,12}") {
+        fn options_survive_being_written(name in "[a-z_]{1,8}", value in "[ a-z\\\\=\t\x0b]{0,12}") {
             let words = [OptionWord::Setting { name, value }];
             prop_assert_eq!(parse_options(&write_options(&words)), words);
         }
