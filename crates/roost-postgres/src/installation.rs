@@ -219,13 +219,13 @@ fn find(candidates: Vec<PathBuf>, file: &str) -> Result<PathBuf, Vec<PathBuf>> {
 
 /// Everything that the server opens outside its data directory: its own directories, the directories of its libraries
 /// (whole, because extensions link further ones), the loader and its cache, the machine's time zones (Debian's Postgres
-/// has none of its own), and the C library's locales (libc collations exist in every major, even where the template's
+/// has none of its own; among them is a link to `/etc/localtime`, without which `pg_timezone_names` fails), and the C library's locales (libc collations exist in every major, even where the template's
 /// own is a builtin one).
 fn visible_paths(bin: &Path, share: &Path, lib: &Path, linked: &libraries::Linked) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = vec![bin.to_owned(), share.to_owned(), lib.to_owned()];
     paths.extend(linked.directories.iter().cloned());
     paths.extend(
-        ["/usr/share/zoneinfo", "/usr/lib/locale", "/etc/ld.so.cache"]
+        ["/usr/share/zoneinfo", "/etc/localtime", "/usr/lib/locale", "/etc/ld.so.cache"]
             .into_iter()
             .map(PathBuf::from)
             .filter(|path| path.exists()),

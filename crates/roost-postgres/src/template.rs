@@ -1,6 +1,6 @@
 //! Templates: immutable, freshly initialised clusters that new databases begin as.
 //!
-//! A template is made once for each installation and [recipe](recipe), by `initdb` and single-user Postgres, next to its
+//! A template is made once for each installation and [recipe], by `initdb` and single-user Postgres, next to its
 //! final place; when it is complete, shut down cleanly and synced, it is renamed into place in one step. A directory of a
 //! template's name is therefore always whole. Nothing ever changes it afterwards.
 

@@ -26,7 +26,8 @@ fn what_is_found_is_complete_and_sorted() {
         assert_eq!(installation.fingerprint.len(), 64);
         for path in &installation.visible_paths {
             assert!(path.exists(), "{}", path.display());
-            assert!(!path.starts_with("/etc") || path == Path::new("/etc/ld.so.cache"), "{}", path.display());
+            let harmless = ["/etc/ld.so.cache", "/etc/localtime"].map(Path::new);
+            assert!(!path.starts_with("/etc") || harmless.contains(&path.as_path()), "{}", path.display());
         }
     }
 }

@@ -61,13 +61,16 @@ pub fn steps(major: u16) -> Vec<Step> {
         "REVOKE ALL ON DATABASE template1 FROM PUBLIC",
         // What the administrator of a hosted Postgres expects to see and do, for itself and to hand on. None of these
         // leads out of the database: the three pg_*_server_* roles do, and are given to nobody.
-        "GRANT pg_monitor, pg_signal_backend, pg_read_all_data, pg_write_all_data TO postgres WITH ADMIN OPTION",
+        "GRANT pg_monitor, pg_signal_backend TO postgres WITH ADMIN OPTION",
     ];
     if major >= 15 {
         first.push("GRANT pg_checkpoint TO postgres WITH ADMIN OPTION");
     }
     if major >= 16 {
         first.push("GRANT pg_use_reserved_connections TO postgres WITH ADMIN OPTION");
+        // To hand on only: a member would read every role's verifier in pg_authid without meaning to. Before 16,
+        // CREATEROLE is enough to grant them.
+        first.push("GRANT pg_read_all_data, pg_write_all_data TO postgres WITH ADMIN TRUE, INHERIT FALSE, SET FALSE");
     } else {
         // Before 16, CREATEROLE may grant every role that is not a superuser, to itself too, and from
         // pg_execute_server_program it is one `COPY ... FROM PROGRAM` to superuser. Roles marked as superusers can be
