@@ -5,6 +5,7 @@
 //! instance's first process is born with a copy of that namespace, puts its own mounts into the root of its
 //! installation, and makes it its root; the copy of everything else goes away with the old root.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
@@ -182,49 +183,69 @@ fn build_root(root: &Path, installation: &Installation) -> io::Result<()> {
             libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
         )?;
     }
-    for path in &installation.visible_paths {
-        let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-        show_path(path, root, read_only)?;
-    }
+    let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    show_paths(&installation.visible_paths, root, read_only)?;
     let tree = open_tree(CWD, root, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     sys::restrict_mount(tree.as_fd(), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, false)
 }
 
-/// Shows a path of the host at the same place below `root`: a link as a link, and what it leads to as a mount at its
-/// real place. One that a link above it already leads to is there already.
-fn show_path(path: &Path, root: &Path, attributes: u64) -> io::Result<()> {
-    let metadata = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        result => result?,
-    };
-    if metadata.is_symlink() {
-        let inside = root.join(path.strip_prefix("/").unwrap_or(path));
-        if let Some(parent) = inside.parent() {
-            make_directories(parent)?;
-        }
-        match symlink(fs::read_link(path)?, inside) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+/// Shows paths of the host at the same places below `root`: links as links, and what they lead to as mounts.
+fn show_paths(paths: &[PathBuf], root: &Path, attributes: u64) -> io::Result<()> {
+    let mut real = BTreeSet::new();
+    for path in paths {
+        match follow(path, root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            followed => {
+                real.insert(followed?);
+            }
         }
     }
-    // Links on the way are resolved, so that no path below `root` leads out of it.
-    let real = fs::canonicalize(path)?;
-    show(&real, &root.join(real.strip_prefix("/").unwrap_or(&real)), attributes)
+    for path in &real {
+        // What lies inside another one is shown with that.
+        if !path.ancestors().skip(1).any(|above| real.contains(above)) {
+            show(path, &place_below(root, path), attributes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the links that a path consists of, one after the other, and returns where they end. Every place below `root`
+/// is named by its real path, so that no link leads out of it.
+fn follow(path: &Path, root: &Path) -> io::Result<PathBuf> {
+    const MAX_LINKS: usize = 8;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { break };
+        let parent = fs::canonicalize(parent)?;
+        let here = parent.join(name);
+        if !fs::symlink_metadata(&here)?.is_symlink() {
+            return Ok(here);
+        }
+        let target = fs::read_link(&here)?;
+        let link = place_below(root, &here);
+        if let Some(above) = link.parent() {
+            make_directories(above)?;
+        }
+        match symlink(&target, link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => path = parent.join(target),
+        }
+    }
+    Err(io::Error::other(format!("{} is more than {MAX_LINKS} links away", path.display())))
+}
+
+fn place_below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn show(from: &Path, to: &Path, attributes: u64) -> io::Result<()> {
-    if to.exists() && fs::metadata(from)?.is_dir() && fs::read_dir(to)?.next().is_some() {
-        return Ok(()); // below another path that is shown already
-    }
     if fs::metadata(from)?.is_dir() {
         make_directories(to)?;
     } else {
         if let Some(parent) = to.parent() {
             make_directories(parent)?;
         }
-        if !to.exists() {
-            fs::write(to, "")?;
-        }
+        fs::write(to, "")?;
     }
     attach(&detached(from, attributes)?, to)
 }

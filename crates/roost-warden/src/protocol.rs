@@ -469,7 +469,7 @@ pub enum WardenError {
     StartFailed {
         /// How it ended.
         status: Option<ExitStatus>,
-        /// The lines of its log that say why.
+        /// The last lines of its log, and after them the last error among all that it logged.
         log: Vec<String>,
     },
     /// The start took longer than its deadline, and was ended.

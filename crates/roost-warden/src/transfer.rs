@@ -162,7 +162,8 @@ fn unpack(stream: impl Read, files: &Path) -> io::Result<(Manifest, u64)> {
             return Err(invalid(format!("{} lies outside of the volume", path.display())));
         }
         let kind = entry.header().entry_type();
-        if !(kind.is_dir() || kind.is_file()) {
+        // The holes of a sparse log segment travel as holes.
+        if !(kind.is_dir() || kind.is_file() || kind.is_gnu_sparse()) {
             return Err(invalid(format!("{} is neither a directory nor a file", path.display())));
         }
         bytes += entry.size();

@@ -1,5 +1,5 @@
 //! The isolation kind `process`, from outside: real wardens, real instances, and what is left when they are gone.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod harness;
 
@@ -259,6 +259,9 @@ async fn a_superuser_inside_reaches_nothing_outside() {
     for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line}: {status}");
     }
+    // Far below the limit on its data segment, of which shared memory is no part.
+    let data = status.lines().find_map(|line| line.strip_prefix("VmData:")?.trim().strip_suffix(" kB"));
+    assert!(data.unwrap().parse::<u64>().unwrap() < 16 * 1024, "{status}");
     assert_eq!(
         status.lines().filter(|line| line.starts_with("Groups:")).collect::<String>().trim(),
         "Groups:"
@@ -307,5 +310,62 @@ async fn a_volume_is_copied_exported_and_imported_flattened() {
         warden.delete_volume(&id).await.unwrap();
         assert!(!warden.inspect_volume(&id).await.unwrap().exists);
     }
+    assert_eq!(process.end(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_grows_gets_an_error_and_its_neighbours_live_on() {
+    if !harness::can_run() {
+        return;
+    }
+    let place = Place::new();
+    let process = start(&place);
+    let warden = &process.warden;
+    let mut small = spec(volume(12));
+    small.limits.memory_bytes = 128 << 20;
+    small.settings.memory_bytes = 128 << 20;
+    let instance = warden.start(small).await.unwrap();
+    let neighbour = connect(&instance.socket_dir).await;
+    let greedy = connect(&instance.socket_dir).await;
+    let error = ask(&greedy, "SELECT length(repeat('x', 200 * 1024 * 1024))").await.unwrap_err();
+    assert_eq!(error.as_db_error().unwrap().code().code(), "53200", "{error}");
+    assert_eq!(ask(&greedy, "SELECT 1").await.unwrap(), "1");
+    assert_eq!(ask(&neighbour, "SELECT 2").await.unwrap(), "2");
+    drop((neighbour, greedy));
+    let report = stop(warden, &instance).await;
+    assert!(report.clean && !report.out_of_memory, "{report:?}");
+    assert_eq!(process.end(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_cannot_succeed_says_why_and_leaves_nothing() {
+    if !harness::can_run() {
+        return;
+    }
+    let place = Place::new();
+    let process = start(&place);
+    let warden = &process.warden;
+    let id = volume(13);
+
+    let mut absent = spec(id);
+    absent.create = false;
+    assert_eq!(warden.start(absent).await.unwrap_err(), WardenError::VolumeMissing { volume: id });
+    let mut unknown = spec(id);
+    unknown.major = 99;
+    assert!(matches!(warden.start(unknown).await.unwrap_err(), WardenError::NoSuchVersion { major: 99, .. }));
+    let mut hurried = spec(id);
+    hurried.deadline = Duration::ZERO;
+    warden.ensure_template(hurried.major).await.unwrap();
+    assert!(matches!(warden.start(hurried).await.unwrap_err(), WardenError::StartDeadline { .. }));
+
+    let instance = warden.start(spec(id)).await.unwrap();
+    assert!(stop(warden, &instance).await.clean);
+    let layout = roost_postgres::volume::Layout::new(place.data());
+    std::fs::write(layout.upper(&id).join("PG_VERSION"), "9.6\n").unwrap();
+    let error = warden.start(spec(id)).await.unwrap_err();
+    let WardenError::StartFailed { log, .. } = &error else { panic!("{error}") };
+    assert!(log.iter().any(|line| line.contains("incompatible")), "{log:?}");
+    assert!(warden.instances().await.unwrap().is_empty());
+    assert!(!place.run().join(id.as_str()).exists());
     assert_eq!(process.end(), 0);
 }

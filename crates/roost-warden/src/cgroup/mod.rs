@@ -300,6 +300,10 @@ fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
+/// The weight of all instances together beside what else competes at the same level, in multiples of one ordinary
+/// process or group. With the weight of one, a machine that is busy otherwise would starve every database at once.
+const SUBTREE_WEIGHT: u32 = 16;
+
 /// The bandwidth of `millicores` thousandths of a core as (quota, period), in microseconds. A period of 20 ms keeps the
 /// pauses of a throttled database short.
 fn bandwidth(millicores: u32) -> (u64, u64) {

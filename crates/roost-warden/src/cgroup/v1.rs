@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use roost_postgres::volume::VolumeId;
 
-use super::{bandwidth, create_directory, is_gone, mounts, read_key, read_list, read_number};
+use super::{SUBTREE_WEIGHT, bandwidth, create_directory, is_gone, mounts, read_key, read_list, read_number};
 use crate::protocol::{InstanceUsage, Limits};
 
 /// The directory that instances' groups are in, in one hierarchy.
@@ -38,6 +38,10 @@ impl Subtree {
             let known = subtrees.iter().any(|subtree| subtree.controllers == controllers);
             let path = mount.point.join(name);
             if !controllers.is_empty() && !known && create_directory(&path).is_ok() {
+                if controllers.iter().any(|controller| controller == "cpu") {
+                    // Without it, instances run with the weight that new groups have.
+                    let _ = fs::write(path.join("cpu.shares"), (1024 * SUBTREE_WEIGHT).to_string());
+                }
                 subtrees.push(Self { path, controllers });
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use roost_postgres::volume::VolumeId;
 
-use super::{bandwidth, create_directory, is_gone, mounts, read_key, read_list, read_number};
+use super::{SUBTREE_WEIGHT, bandwidth, create_directory, is_gone, mounts, read_key, read_list, read_number};
 use crate::protocol::{InstanceUsage, Limits};
 
 /// The directory that instances' groups are in.
@@ -49,6 +49,10 @@ impl Subtree {
         enable_controllers(&parent);
         enable_controllers(&path);
         let controllers = controllers_of(&path.join("cgroup.subtree_control"));
+        if controllers.contains("cpu") {
+            // Without it, instances run with the weight that new groups have.
+            let _ = fs::write(path.join("cpu.weight"), (100 * SUBTREE_WEIGHT).to_string());
+        }
         Some(Self { path, controllers })
     }
 

@@ -33,7 +33,7 @@ const MAX_INSTANCES: usize = 16_384;
 impl Server {
     pub(super) fn start(&mut self, to: ReplyTo, mut spec: StartSpec) {
         let arrived = Instant::now();
-        if let Err(error) = self.admit(to, &mut spec) {
+        if let Err(error) = self.admit(&mut spec) {
             return self.reply(to, Err(error));
         }
         // An adopted instance that was still starting has found who waits for it.
@@ -57,7 +57,7 @@ impl Server {
     }
 
     /// Checks what the node asked for against the warden's own bounds.
-    fn admit(&self, _to: ReplyTo, spec: &mut StartSpec) -> Result<(), WardenError> {
+    fn admit(&self, spec: &mut StartSpec) -> Result<(), WardenError> {
         if !self.installations.contains_key(&spec.major) {
             let available = self.installations.keys().copied().collect();
             return Err(WardenError::NoSuchVersion { major: spec.major, available });
@@ -330,9 +330,10 @@ impl Server {
         }
         starting.read_log();
         self.stop_watching(volume, &starting);
-        let complaints: Vec<String> = starting.watch.complaints().map(str::to_owned).collect();
         let Some(entry) = self.instances.get(&volume) else { return };
-        let log = if complaints.is_empty() { entry.log_tail() } else { complaints };
+        // The last complaint last, because it is what an error message quotes; the lines around it say the rest.
+        let mut log = entry.log_tail();
+        log.extend(starting.watch.complaints().last().map(str::to_owned));
         let failure = starting.failure.unwrap_or(WardenError::StartFailed { status, log });
         let conclusion = starting.to.map(|to| (to, Conclusion::Error(failure)));
         self.take_apart(volume, conclusion);
