@@ -98,14 +98,15 @@ impl Client {
         self.get("/v1/doctor").await
     }
 
-    /// All databases, of one project or of all; deleted ones instead if so asked. Reads page after page.
+    /// All databases, of one project or of all; deleted ones instead if so asked. Reads page after page. Connections are
+    /// left out.
     pub async fn databases(
         &self,
         project: Option<&str>,
         deleted: bool,
     ) -> Result<Vec<Database>, ClientError> {
         let project = project.map(|name| format!("&projectId={}", escape(name))).unwrap_or_default();
-        self.all(&format!("/v1/databases?deleted={deleted}{project}")).await
+        self.all(&format!("/v1/databases?connections=false&deleted={deleted}{project}")).await
     }
 
     /// One database, by id, name or `name--project`.

@@ -19,17 +19,21 @@ use roost_warden::protocol::{Finding, Standing};
 const SHOWN_CONNECTIONS: u32 = 100;
 
 impl Context {
-    /// A database for a list.
+    /// A database for a list, with its connections.
     pub(crate) async fn view_database(&self, database: &model::Database) -> Result<Database, ApiError> {
         let page = Page { cursor: None, limit: SHOWN_CONNECTIONS };
         let connections = self.catalog.connections(&database.id, page).await?;
-        let connections: Vec<Connection> = connections
-            .items
-            .iter()
-            .map(|connection| self.view_connection(connection, &database.name, None))
-            .collect();
+        let mut view = self.view_bare_database(database);
+        let view_connection = |connection| self.view_connection(connection, &database.name, None);
+        view.connections = connections.items.iter().map(view_connection).collect();
+        view.default_connection_id = view.connections.first().map(|connection| connection.id);
+        Ok(view)
+    }
+
+    /// A database for a list, without its connections: nothing has to be looked up for it.
+    pub(crate) fn view_bare_database(&self, database: &model::Database) -> Database {
         let snapshot = self.machine.snapshot(&database.id);
-        Ok(Database {
+        Database {
             id: database.id,
             kind: "database".to_owned(),
             url: format!("/v1/databases/{}", database.id),
@@ -37,8 +41,8 @@ impl Context {
             status: if snapshot.state == State::Failed { Status::Failure } else { Status::Ready },
             created_at: timestamp::format(database.created_at),
             is_default: false,
-            default_connection_id: connections.first().map(|connection| connection.id),
-            connections,
+            default_connection_id: None,
+            connections: Vec::new(),
             project: Reference {
                 id: database.project,
                 url: format!("/v1/projects/{}", database.project),
@@ -59,7 +63,7 @@ impl Context {
             purge_at: database.deleted_at.map(|at| timestamp::format(later(at, self.config.purge_after))),
             wakes: None,
             failure: snapshot.failure,
-        })
+        }
     }
 
     /// A database with all that there is to say about it.

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use crate::limits::Rate;
 
+/// What shorter intervals are taken for.
+pub(crate) const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
 /// One address to listen on.
 #[derive(Debug, Clone)]
 pub struct ListenerConfig {
-    /// Where. Port 0 lets the system pick one.
+    /// Where. Port 0 lets the system pick one. An IPv6 address takes IPv6 clients only, `::` included.
     pub address: SocketAddr,
     /// Whether a client must use TLS (`gateway.require_tls`). `None` means: unless the address is loopback.
     pub require_tls: Option<bool>,

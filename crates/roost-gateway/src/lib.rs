@@ -2,14 +2,14 @@
 //!
 //! A connection travels through the modules in this order:
 //!
-//! 1. [`listener`]: accepted, counted ([`limits`]), handed to a worker thread;
-//! 2. [`startup`]: TLS ([`tls`]), the startup packet; a cancel request goes to [`cancel`] and ends there;
-//! 3. [`authenticate`]: which database and role are meant ([`route`]), and does the client know the password;
-//! 4. [`session`]: the database is woken ([`ladder`]), a server session opened (`roost-pool`);
-//! 5. [`relay`]: bytes go both ways until somebody leaves or [`interrupt`]s.
+//! 1. `listener`: accepted, counted (`limits`), handed to a worker thread;
+//! 2. `startup`: TLS (`tls`), the startup packet; a cancel request goes to `cancel` and ends there;
+//! 3. `authenticate`: which database and role are meant (`route`), and does the client know the password;
+//! 4. `session`: the database is woken (`ladder`), a server session opened (`roost-pool`);
+//! 5. `relay`: bytes go both ways until somebody leaves, or the database or node goes away (`interrupt`).
 //!
-//! [`connection`] leads through these stages. Whatever goes wrong is one [`error::ErrorKind`], which alone decides what the
-//! client, the log and the [`metrics`] are told.
+//! `connection` leads through these stages. Whatever goes wrong is one `error::ErrorKind`, which alone decides what the
+//! client, the log and the `metrics` are told.
 //!
 //! Invariants:
 //! - nothing that has not authenticated wakes a database;

@@ -45,6 +45,9 @@ impl From<IpAddr> for Address {
     }
 }
 
+/// The longest that a bucket makes anybody wait, beyond the interval of one token.
+const MAX_DEBT: Duration = Duration::from_secs(600);
+
 const SHARDS: usize = 16;
 /// Keys in one shard; 65,536 in a table.
 const SHARD_CAPACITY: usize = 4_096;
@@ -75,14 +78,14 @@ impl<K: Hash + Eq + Copy> Buckets<K> {
         (owed + self.rate.every).saturating_sub(self.rate.every * self.rate.burst.max(1))
     }
 
-    /// Takes a token, whether there is one or not; a bucket never owes more than it holds.
+    /// Takes a token, whether there is one or not: attempts that were under way together are all counted, and owed later.
     fn take(&self, key: &K, now: Instant) {
         let mut shard = self.shard(key);
         if shard.len() >= SHARD_CAPACITY && !shard.contains_key(key) {
             make_room(&mut shard, now);
         }
         let full_at = shard.entry(*key).or_insert(now);
-        let ceiling = now + self.rate.every * self.rate.burst.max(1);
+        let ceiling = now + self.rate.every * self.rate.burst.max(1) + MAX_DEBT;
         *full_at = ((*full_at).max(now) + self.rate.every).min(ceiling);
     }
 }
@@ -279,10 +282,20 @@ mod tests {
         assert_eq!(buckets.wait(&1, start), Duration::from_secs(10));
         assert_eq!(buckets.wait(&1, start + Duration::from_secs(10)), Duration::ZERO);
         assert_eq!(buckets.wait(&2, start), Duration::ZERO);
+    }
+
+    #[test]
+    fn attempts_made_together_are_owed_later_up_to_a_bound() {
+        let buckets = Buckets::new(Rate { burst: 3, every: Duration::from_secs(10) });
+        let start = Instant::now();
+        for _ in 0..13 {
+            buckets.take(&1, start);
+        }
+        assert_eq!(buckets.wait(&1, start), Duration::from_secs(110));
         for _ in 0..1_000 {
             buckets.take(&1, start);
         }
-        assert_eq!(buckets.wait(&1, start), Duration::from_secs(10));
+        assert_eq!(buckets.wait(&1, start), MAX_DEBT + Duration::from_secs(10));
     }
 
     #[test]

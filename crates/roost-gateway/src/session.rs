@@ -75,7 +75,7 @@ where
     let thaw_deadline = door.config.connect_deadline;
     let relay = Relay::new(stream, server, hold, watch, traffic, door.metrics.clone(), thaw_deadline);
     let finished = relay.run(&inbox).await;
-    match Box::pin(finished.conclude(&cancel)).await {
+    match Box::pin(finished.conclude(cancel)).await {
         (_, Ok(label)) => Ok(label),
         (stream, Err(error)) => Err((stream.map(|stream| Client::new(stream.into())), error)),
     }

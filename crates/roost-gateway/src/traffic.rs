@@ -14,6 +14,8 @@ use roost_catalog::Catalog;
 use roost_catalog::id::DatabaseId;
 use roost_catalog::model::UsageDelta;
 
+use crate::config::SHORTEST_INTERVAL;
+
 /// Bytes in both directions, since something began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Bytes {
@@ -120,7 +122,7 @@ impl Ledger {
 
     /// Records the bytes of open sessions in the catalog until the task is dropped.
     pub(crate) async fn keep(self: Arc<Self>, every: Duration) {
-        let mut ticks = tokio::time::interval(every);
+        let mut ticks = tokio::time::interval(every.max(SHORTEST_INTERVAL));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

@@ -44,6 +44,11 @@ impl Gate {
         self.word.fetch_sub(1, Ordering::Release);
     }
 
+    /// Gives a lease back that was no activity of a session's: the idle time goes on.
+    pub fn leave_unnoticed(&self) {
+        self.word.fetch_sub(1, Ordering::Release);
+    }
+
     /// Counts this moment as activity.
     #[inline]
     pub fn touch(&self, now: Instant) {

@@ -39,6 +39,7 @@ use roost_catalog::id::DatabaseId;
 use roost_catalog::model::State;
 use roost_warden::Warden;
 use roost_warden::protocol::Capabilities;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -63,6 +64,8 @@ struct Shared {
     catalog: Catalog,
     warden: Warden,
     capabilities: Capabilities,
+    /// Where steps run: sessions call from runtimes of their own, which may end before a step does.
+    runtime: Handle,
     config: LifecycleConfig,
     hooks: Vec<Arc<dyn Hook>>,
     entries: papaya::HashMap<DatabaseId, Arc<Entry>>,
@@ -121,6 +124,7 @@ impl Lifecycle {
                 catalog,
                 warden,
                 capabilities,
+                runtime: Handle::current(),
                 config,
                 hooks,
                 entries: papaya::HashMap::new(),
@@ -279,6 +283,7 @@ impl Lifecycle {
     /// Carries out what the ladder decided, in a task of its own.
     fn carry_out(&self, entry: &Arc<Entry>, command: Command) {
         let (lifecycle, entry) = (self.clone(), entry.clone());
+        let runtime = &self.shared.runtime;
         match command {
             Command::Nothing | Command::Refuse { .. } => {}
             Command::Open => entry.notify(),
@@ -288,11 +293,13 @@ impl Lifecycle {
                 // The dispatcher lives as long as this handle, so the queue is open.
                 let _ = self.shared.starts.send(entry);
             }
-            Command::Thaw => drop(tokio::spawn(async move { lifecycle.thaw(&entry).await })),
-            Command::Freeze => drop(tokio::spawn(async move { lifecycle.freeze_now(&entry).await })),
-            Command::Recover { at } => drop(tokio::spawn(async move { lifecycle.recover(&entry, at).await })),
+            Command::Thaw => drop(runtime.spawn(async move { lifecycle.thaw(&entry).await })),
+            Command::Freeze => drop(runtime.spawn(async move { lifecycle.freeze_now(&entry).await })),
+            Command::Recover { at } => {
+                drop(runtime.spawn(async move { lifecycle.recover(&entry, at).await }))
+            }
             Command::Shutdown { frozen } => {
-                drop(tokio::spawn(async move { lifecycle.shut_down(&entry, frozen).await }));
+                drop(runtime.spawn(async move { lifecycle.shut_down(&entry, frozen).await }));
             }
         }
     }

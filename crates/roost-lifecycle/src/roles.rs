@@ -56,7 +56,8 @@ impl Lifecycle {
                 Some(run) => tokio::time::timeout(DEADLINE, ask(&run.socket_dir, role)).await,
                 None => Ok(Ok(None)),
             };
-            entry.gate.leave(Instant::now());
+            // Whoever asks has proved nothing yet, and must not keep a database awake by asking.
+            entry.gate.leave_unnoticed();
             return match answer {
                 Ok(login) => Ok((login?, RoleSource::Live)),
                 Err(_) => Err(RoleUnavailable::Deadline(DEADLINE)),

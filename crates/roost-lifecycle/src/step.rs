@@ -298,7 +298,7 @@ impl Lifecycle {
                 Ok(()) | Err(WardenError::NotRunning { .. }) => {}
                 Err(WardenError::Closed) => return false,
                 Err(error) => {
-                    tracing::error!(database = %entry.id, %error, ?mode, "shutdown was not delivered")
+                    tracing::error!(database = %entry.id, %error, ?mode, "shutdown was not delivered");
                 }
             }
             // A dropped sender means that the watching task is gone, and the run with it.

@@ -60,7 +60,7 @@ pub enum OpenError {
     /// Postgres sent something that does not belong into a startup.
     #[error("unexpected message during startup: {0}")]
     Unexpected(String),
-    /// Postgres sent more than [`MAX_GREETING_BYTES`].
+    /// Postgres sent more than any startup needs.
     #[error("more than {MAX_GREETING_BYTES} bytes during startup")]
     TooLong,
 }
@@ -174,5 +174,79 @@ impl Greeting {
             _ => return Err(OpenError::Unexpected(format!("message {:?}", char::from(tag)))),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roost_wire::backend;
+    use roost_wire::error::{ErrorFields, SqlState};
+    use roost_wire::frame::TransactionStatus;
+
+    use super::*;
+
+    fn startup() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        backend::authentication_ok(&mut bytes);
+        backend::parameter_status(&mut bytes, "TimeZone", "UTC");
+        backend::backend_key_data(&mut bytes, 7, b"secret key");
+        backend::ready_for_query(&mut bytes, TransactionStatus::Idle);
+        bytes
+    }
+
+    #[test]
+    fn a_startup_is_read_however_it_is_cut() {
+        let bytes = startup();
+        for step in 1..bytes.len() {
+            let mut greeting = Greeting::default();
+            let mut buffer = Vec::new();
+            for chunk in bytes.chunks(step) {
+                assert!(!greeting.ready);
+                buffer.extend_from_slice(chunk);
+                let consumed = greeting.read(&buffer).unwrap();
+                buffer.drain(..consumed);
+            }
+            assert!(greeting.ready && buffer.is_empty());
+            assert_eq!(greeting.key, Some((7, b"secret key".to_vec())));
+            let mut parameters = Vec::new();
+            backend::parameter_status(&mut parameters, "TimeZone", "UTC");
+            assert_eq!(greeting.frames, parameters);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_handed_on_as_it_is_with_what_came_before() {
+        let mut bytes = Vec::new();
+        backend::notice_response(&mut bytes, &ErrorFields::fatal(SqlState::SYSTEM_ERROR, "a notice"));
+        backend::error_response(&mut bytes, &ErrorFields::fatal(SqlState::TOO_MANY_CONNECTIONS, "too many"));
+        let mut greeting = Greeting::default();
+        assert!(matches!(greeting.read(&bytes), Err(OpenError::Refused(frames)) if frames == bytes));
+    }
+
+    #[test]
+    fn what_does_not_belong_into_a_startup_is_an_error() {
+        let mut sasl = Vec::new();
+        backend::authentication_sasl(&mut sasl, &["SCRAM-SHA-256"]);
+        for bytes in [
+            sasl.as_slice(),
+            b"D\0\0\0\x04",
+            b"Z\0\0\0\x04",
+            b"K\0\0\0\x08\0\0\0\x01",
+            b"S\x7f\0\0\0",
+            b"N\0\0\0\0",
+        ] {
+            assert!(matches!(Greeting::default().read(bytes), Err(OpenError::Unexpected(_))), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_clients_parameters_name_no_other_user_database_or_protocol() {
+        let settings: Vec<(String, String)> =
+            ["user", "database", "replication", "_pq_.x", "TimeZone", "options"]
+                .map(|name| (name.to_owned(), "v".to_owned()))
+                .to_vec();
+        let target = ServerTarget { role: "app", database: "shop", settings: &settings };
+        let sent: Vec<_> = parameters(&target).collect();
+        assert_eq!(sent, [("user", "app"), ("database", "shop"), ("TimeZone", "v"), ("options", "v")]);
     }
 }

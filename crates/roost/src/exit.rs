@@ -82,8 +82,21 @@ fn describe(error: &anyhow::Error) -> ErrorBody {
                 _ => "Start one with `roost up`, or name its directory with --run or ROOST_RUN.".to_owned(),
             }),
         },
-        _ => ErrorBody { code: "failed".to_owned(), message: format!("{error:#}"), hint: None },
+        _ => ErrorBody { code: "failed".to_owned(), message: with_causes(error), hint: None },
     }
+}
+
+/// An error and its causes in one line. A cause that the text ends with already is not told twice.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.ends_with(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 #[cfg(test)]
@@ -107,6 +120,13 @@ mod tests {
         assert_eq!(code(&UsageError("no".into()).into()), USAGE);
         assert_eq!(code(&ProgramFailed { program: "psql".into(), code: 3 }.into()), 3);
         assert_eq!(code(&anyhow::anyhow!("else")), FAILED);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let error =
+            anyhow::anyhow!("the disk is full").context("cannot write: the disk is full").context("no");
+        assert_eq!(with_causes(&error), "no: cannot write: the disk is full");
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct ListQuery {
     /// The deleted ones in place of the live ones.
     #[serde(default)]
     deleted: bool,
+    /// Whether each database comes with its connections; yes when absent. A long list is read faster without.
+    connections: Option<bool>,
 }
 
 /// `GET /v1/databases`
@@ -48,7 +50,8 @@ pub(super) async fn list(
         None => None,
     };
     let paging = Paging { cursor: query.cursor, limit: query.limit };
-    list_filtered(&context, DatabaseFilter { project, deleted: query.deleted }, &paging).await
+    let filter = DatabaseFilter { project, deleted: query.deleted };
+    list_filtered(&context, filter, &paging, query.connections.unwrap_or(true)).await
 }
 
 /// One page of the databases that a filter lets through.
@@ -56,11 +59,16 @@ pub(super) async fn list_filtered(
     context: &Context,
     filter: DatabaseFilter,
     paging: &Paging,
+    with_connections: bool,
 ) -> Result<Json<Page<Database>>, ApiError> {
     let listing = context.catalog.databases(filter, catalog_page(paging)?).await?;
     let mut views = Vec::with_capacity(listing.items.len());
     for database in &listing.items {
-        views.push(context.view_database(database).await?);
+        views.push(if with_connections {
+            context.view_database(database).await?
+        } else {
+            context.view_bare_database(database)
+        });
     }
     Ok(Json(Page::new(views, listing.next_cursor)))
 }

@@ -76,7 +76,7 @@ pub(super) async fn list_databases(
     Params(paging): Params<Paging>,
 ) -> Result<Json<Page<Database>>, ApiError> {
     let project = context.project(&reference).await?;
-    list_filtered(&context, DatabaseFilter { project: Some(project.id), deleted: false }, &paging).await
+    list_filtered(&context, DatabaseFilter { project: Some(project.id), deleted: false }, &paging, true).await
 }
 
 /// `POST /v1/projects/{project}/databases`

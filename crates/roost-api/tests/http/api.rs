@@ -336,3 +336,13 @@ async fn the_http_address_tells_health_readiness_and_metrics_and_nothing_else() 
     assert_eq!(get("/v1/databases").await.0, StatusCode::NOT_FOUND);
     assert!(node.machine.log.lock().unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_list_can_be_had_without_connections() {
+    let node = TestNode::new();
+    node.create("shop").await;
+    let (_, list) = node.get("/v1/databases?connections=false").await;
+    assert_eq!(list["data"][0]["connections"], json!([]));
+    let (_, list) = node.get("/v1/databases").await;
+    assert_eq!(list["data"][0]["connections"].as_array().unwrap().len(), 1);
+}

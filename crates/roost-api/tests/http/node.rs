@@ -19,10 +19,9 @@ use roost_catalog::id::DatabaseId;
 use roost_catalog::model::State;
 use roost_catalog::{Catalog, CatalogOptions};
 use roost_lifecycle::{ClosingReason, LifecycleConfig, Snapshot, StepError};
+use roost_postgres::volume::VolumeKind;
 use roost_warden::WardenError;
-use roost_warden::protocol::{
-    Capabilities, Finding, Freezer, InstalledVersion, Reclaim, Standing, VolumeKind,
-};
+use roost_warden::protocol::{Capabilities, Finding, Freezer, InstalledVersion, Reclaim, Standing};
 use serde_json::Value;
 use tokio::time::Instant;
 use tower::ServiceExt;

@@ -59,29 +59,21 @@ const TERMINATE_FRAME: [u8; 5] = [b'X', 0, 0, 0, 4];
 impl<C, H: Hold> Finished<C, H> {
     /// Closes the server's side, and says what the session is counted as, with the client if there is something left to
     /// tell it.
-    pub(crate) async fn conclude(
-        self,
-        cancel: &CancelTarget,
-    ) -> (Option<C>, Result<&'static str, ErrorKind>) {
-        let Self { end, client, server, hold, .. } = self;
-        let tell = (self.between_frames && !self.server_said_why).then_some(client);
-        match end {
+    pub(crate) async fn conclude(self, cancel: CancelTarget) -> (Option<C>, Result<&'static str, ErrorKind>) {
+        let tell = self.between_frames.then_some(self.client);
+        let (server, hold) = (self.server, self.hold);
+        match self.end {
+            // Terminate follows the last request; Postgres finishes what it has begun, as it would without Roost.
             End::ClientLeft => {
-                // Terminate follows the last request; Postgres finishes what it has begun, as it would without Roost.
-                if self.client_frames_whole {
-                    terminate(&server);
-                }
+                terminate(&server, self.client_frames_whole);
                 (None, Ok("served"))
             }
             End::ClientGone if self.server_owes => {
-                // Nobody waits for the answer, so it is not worked out.
-                abandon(server, cancel).await;
+                abandon(server, hold, cancel);
                 (None, Err(ErrorKind::ClientGone))
             }
             End::ClientGone => {
-                if self.client_frames_whole {
-                    terminate(&server);
-                }
+                terminate(&server, self.client_frames_whole);
                 (None, Ok("served"))
             }
             End::ServerClosed if self.server_said_why => (None, Ok("closed_by_server")),
@@ -90,33 +82,45 @@ impl<C, H: Hold> Finished<C, H> {
                 (tell, Err(reason.map_or(ErrorKind::ServerLost, ErrorKind::Closing)))
             }
             End::Closing(reason) => (tell, Err(ErrorKind::Closing(reason))),
+            End::Drained if self.server_owes => {
+                abandon(server, hold, cancel);
+                (tell, Err(ErrorKind::ShuttingDown))
+            }
             End::Drained => {
-                terminate(&server);
+                terminate(&server, self.client_frames_whole);
                 (tell, Err(ErrorKind::ShuttingDown))
             }
             End::Thaw(error) => (tell, Err(ErrorKind::Thaw(error))),
-            End::ClientProtocol(error) => (tell, Err(ErrorKind::Protocol(error.to_string()))),
+            End::ClientProtocol(error) => {
+                abandon(server, hold, cancel);
+                (tell, Err(ErrorKind::Protocol(error.to_string())))
+            }
             End::ServerProtocol(error) => (None, Err(ErrorKind::ServerGarbled(error.to_string()))),
         }
     }
 }
 
-/// Says Terminate if there is room for it; the end of the stream that follows says the same.
-fn terminate(server: &ServerSocket) {
-    let _ = server.try_write(&TERMINATE_FRAME);
+/// Says Terminate if the server is between frames and there is room for it; the end of the stream that follows says the
+/// same.
+fn terminate(server: &ServerSocket, between_frames: bool) {
+    if between_frames {
+        let _ = server.try_write(&TERMINATE_FRAME);
+    }
 }
 
-/// Cancels what a session runs, and waits until its backend has noticed that it is alone. The caller's lease is held
-/// meanwhile, so the instance is not frozen with a request in its queue.
-async fn abandon(mut server: ServerSocket, cancel: &CancelTarget) {
-    if let Err(error) = cancel.cancel(CANCEL_DEADLINE).await {
-        tracing::debug!(%error, "an abandoned query was not cancelled");
-    }
-    // Closed for writing first: a backend that finishes its query sees the end of the stream next.
-    let _ = server.finish();
-    let drained = async {
-        let mut rest = [0; 4096];
-        while matches!(server.read(&mut rest).await, Ok(count) if count > 0) {}
-    };
-    let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+/// Cancels what a session runs, since nobody waits for the answer, and waits for the backend to notice that it is alone.
+/// The lease stays held meanwhile, so that the instance is not frozen with the request in its queue. All of it has a
+/// deadline, and the client's connection ends without waiting for it.
+fn abandon<H: Hold>(mut server: ServerSocket, hold: H, cancel: CancelTarget) {
+    tokio::spawn(async move {
+        if let Err(error) = cancel.cancel(CANCEL_DEADLINE).await {
+            tracing::debug!(%error, "an abandoned query was not cancelled");
+        }
+        // A backend that has finished its query sees the end of the stream next.
+        let _ = server.finish();
+        let mut rest = vec![0; 4096];
+        let ended = async { while matches!(server.read(&mut rest).await, Ok(count) if count > 0) {} };
+        let _ = tokio::time::timeout(LAST_WORDS, ended).await;
+        drop(hold);
+    });
 }

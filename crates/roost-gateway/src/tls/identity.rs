@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 
 use super::{ALPN, end_point, self_signed};
-use crate::config::CertificateSource;
+use crate::config::{CertificateSource, SHORTEST_INTERVAL};
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ impl IdentityStore {
     /// Follows changes of the files until the task is dropped.
     pub(crate) async fn follow(self: Arc<Self>, every: Duration) {
         let mut seen = self.stamps();
-        let mut ticks = tokio::time::interval(every);
+        let mut ticks = tokio::time::interval(every.max(SHORTEST_INTERVAL));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use roost_gateway::LimitsConfig;
 
 use super::relaying::resident;
+use super::support::door::SECRET;
 use super::support::door::eventually;
 use super::support::{Conversation, Door, DoorOptions};
 
@@ -71,4 +72,25 @@ async fn all_connections_together_are_bounded() {
     drop(sessions);
     eventually("there is room again", || door.metrics().contains("open_connections 0\n")).await;
     door.session().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accepting_pauses_while_there_are_no_descriptors_and_goes_on_after() {
+    let door = Door::open().await;
+    door.session().await;
+    let waiting = tokio::net::TcpSocket::new_v4().unwrap();
+    let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = Some(used + 20);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let mut fillers = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        fillers.push(file);
+    }
+    // The kernel completes the connection; the gateway has no descriptor to take it with.
+    let mut client = Conversation::new(waiting.connect(door.address).await.unwrap());
+    client.start(&[("user", &door.connection.to_string())]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(fillers);
+    client.log_in(SECRET).await;
 }

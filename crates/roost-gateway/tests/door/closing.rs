@@ -99,8 +99,23 @@ async fn a_shutdown_waits_no_longer_than_it_was_told() {
     let shutdown = tokio::spawn(door.serving.take().unwrap().shutdown(Duration::from_millis(500)));
     assert_eq!(opening.read_error().await[&'C'], "57P01");
     assert_eq!(busy.read_error().await[&'C'], "57P01");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert_eq!(shutdown.await.unwrap(), 0);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_half_sent_is_never_followed_by_an_error_inside_a_frame() {
+    let door = Door::open().await;
+    let mut lazy = door.session().await;
+    lazy.query("select repeat('x', 5000000) from generate_series(1, 10)").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    door.stage.closing.send_replace(Some(ClosingReason::Stopped));
+    eventually("it is closed", || door.stage.holds.load(Ordering::SeqCst) == 0).await;
+    // Every whole frame that arrives is one of the result; the last one is cut off.
+    while let Some((tag, _)) = lazy.read().await {
+        assert!(b"TDC".contains(&tag), "{tag}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

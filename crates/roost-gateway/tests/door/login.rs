@@ -80,7 +80,7 @@ async fn roles_fail_as_in_postgres_when_they_may_not_log_in() {
     let yesterday = SystemTime::now() - Duration::from_secs(86_400);
     door.add_role("expired", "right", |role| role.valid_until = Some(yesterday));
     door.add_role("valid", "right", |role| {
-        role.valid_until = Some(SystemTime::now() + Duration::from_secs(600))
+        role.valid_until = Some(SystemTime::now() + Duration::from_secs(600));
     });
     door.add_role("barred", "right", |role| role.can_login = false);
     door.add_role("without", "right", |role| role.verifier = None);
@@ -105,6 +105,10 @@ async fn roles_fail_as_in_postgres_when_they_may_not_log_in() {
         ]
     );
     assert_eq!(door.stage.acquired.load(Ordering::SeqCst), 0);
+    door.connect().await.batch_execute("create role valid login").await.unwrap();
+    let mut config = door.config();
+    config.user("valid.shop").password("right");
+    connect(&config).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use crate::terminal::{self, Cell, Terminal};
 pub(super) async fn list(client: &Client, terminal: &Terminal, arguments: &ListArgs) -> Result<()> {
     let databases = client.databases(arguments.project.as_deref(), arguments.deleted).await?;
     if terminal.json {
-        let list: Vec<Value> = databases.iter().map(shown).collect::<Result<_>>()?;
+        let list: Vec<Value> = databases.iter().map(listed).collect::<Result<_>>()?;
         return terminal.json(&list);
     }
     if arguments.deleted {
@@ -46,6 +46,16 @@ pub(super) async fn list(client: &Client, terminal: &Terminal, arguments: &ListA
         .collect();
     let headings = ["NAME", "STATE", "VERSION", "SIZE", "LAST USED", "SESSIONS"];
     terminal.table(&headings, &rows, "No databases. `roost create NAME` makes one.")
+}
+
+/// A database of a list: without its connections, which `roost show` and `roost connections` tell.
+fn listed(database: &Database) -> Result<Value> {
+    let mut value = shown(database)?;
+    if let Value::Object(fields) = &mut value {
+        fields.remove("connections");
+        fields.remove("defaultConnectionId");
+    }
+    Ok(value)
 }
 
 /// The name by which a database is found from anywhere.

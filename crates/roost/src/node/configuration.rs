@@ -104,6 +104,24 @@ fn listen(config: &Config) -> Vec<SocketAddr> {
     addresses
 }
 
+/// A node that takes the place of another one keeps the ports that the system picked for that: clients know them.
+pub(super) fn keep_addresses(config: &mut Config, listen: Option<Vec<SocketAddr>>, http: Option<SocketAddr>) {
+    if let Some(listen) = listen.filter(|listen| listen.len() == config.listen.len()) {
+        for (address, before) in config.listen.iter_mut().zip(listen) {
+            keep_port(address, before);
+        }
+    }
+    if let (Some(address), Some(before)) = (&mut config.http.0, http) {
+        keep_port(address, before);
+    }
+}
+
+fn keep_port(address: &mut SocketAddr, before: SocketAddr) {
+    if address.port() == 0 {
+        address.set_port(before.port());
+    }
+}
+
 /// The API's part.
 pub(super) fn api(config: &Config, listen: &[SocketAddr], http: Option<SocketAddr>) -> ApiConfig {
     let tls = match &config.tls.certificate {
@@ -167,6 +185,16 @@ mod tests {
     }
 
     #[test]
+    fn only_ports_that_the_system_picked_are_taken_over() {
+        let mut config = Config::load(None, &ConfigFlags::default(), None).unwrap();
+        config.listen = vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.1:5".parse().unwrap()];
+        let before = vec!["127.0.0.1:70".parse().unwrap(), "127.0.0.1:71".parse().unwrap()];
+        keep_addresses(&mut config, Some(before), Some("127.0.0.1:72".parse().unwrap()));
+        assert_eq!(config.listen, ["127.0.0.1:70".parse().unwrap(), "127.0.0.1:5".parse().unwrap()]);
+        assert_eq!(config.http.0, Some("127.0.0.1:7480".parse().unwrap()));
+    }
+
+    #[test]
     fn the_defaults_of_the_configuration_are_those_of_the_parts() {
         let config = Config::load(None, &ConfigFlags::default(), None).unwrap();
         let gateway = gateway(&config);
@@ -179,7 +207,7 @@ mod tests {
         assert_eq!(
             lifecycle,
             LifecycleConfig {
-                data: config.data.clone(),
+                data: config.data,
                 concurrent_starts: lifecycle.concurrent_starts,
                 memory_budget_bytes: lifecycle.memory_budget_bytes,
                 ..fresh

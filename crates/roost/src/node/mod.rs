@@ -111,7 +111,11 @@ async fn serve(spec: NodeSpec, socket: OwnedFd) -> Result<ExitCode> {
 }
 
 /// Makes everything, in the order of the module's documentation, and says that the node is ready.
-async fn assemble(spec: NodeSpec, socket: OwnedFd) -> Result<Parts> {
+async fn assemble(mut spec: NodeSpec, socket: OwnedFd) -> Result<Parts> {
+    let predecessor = ready::Announcement::of_predecessor(&spec.config.run, spec.warden);
+    if let Some(predecessor) = &predecessor {
+        configuration::keep_addresses(&mut spec.config, predecessor.listeners(), predecessor.http());
+    }
     let config = &spec.config;
     let path = config.data.join(CATALOG);
     let catalog = tokio::task::spawn_blocking(move || Catalog::open(&path, CatalogOptions::default()))
@@ -123,8 +127,8 @@ async fn assemble(spec: NodeSpec, socket: OwnedFd) -> Result<Parts> {
         .await
         .context("cannot take over the databases")?;
 
-    let mut registry = Registry::with_prefix("roost");
-    lifecycle.metrics().register(&mut registry);
+    let mut registry = Registry::default();
+    lifecycle.metrics().register(registry.sub_registry_with_prefix("roost"));
     let door = configuration::gateway(config);
     let gateway = Gateway::bind(door, catalog.clone(), lifecycle.clone(), &mut registry).await?;
     let addresses = gateway.addresses();
@@ -154,8 +158,8 @@ async fn assemble(spec: NodeSpec, socket: OwnedFd) -> Result<Parts> {
     api.set_ready(true);
     let parts = Parts { spec, catalog, warden, lifecycle, api, gateway, stop_api, servers };
     let announcement = ready::Announcement::new(&parts.spec, &addresses, http_address);
-    let first = announcement.write(&parts.spec.config.run)?;
-    if first {
+    announcement.write(&parts.spec.config.run)?;
+    if predecessor.is_none() {
         announcement.tell(parts.spec.json)?;
         if parts.spec.demo {
             demo::offer(&parts).await?;
@@ -193,6 +197,7 @@ impl Signals {
 async fn run_until_end(parts: &Parts, mut signals: Signals) -> End {
     let mut purges = tokio::time::interval(PURGE_INTERVAL);
     purges.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let templates = build_templates(parts);
     let purging = async {
         loop {
             purges.tick().await;
@@ -201,9 +206,23 @@ async fn run_until_end(parts: &Parts, mut signals: Signals) -> End {
             }
         }
     };
+    let chores = async { tokio::join!(templates, purging) };
     tokio::select! {
         end = signals.next() => end,
         () = parts.warden.closed() => End::Orphaned,
-        () = purging => End::Told,
+        ((), ()) = chores => End::Told,
+    }
+}
+
+/// Builds the templates that are missing, that of the default version first, so that no first wake has to wait for one.
+async fn build_templates(parts: &Parts) {
+    let default = parts.spec.config.postgres.default_major.value();
+    let mut majors: Vec<u16> =
+        parts.lifecycle.capabilities().versions.iter().map(|version| version.major).collect();
+    majors.sort_by_key(|major| (Some(*major) != default, std::cmp::Reverse(*major)));
+    for major in majors {
+        if let Err(error) = parts.warden.ensure_template(major).await {
+            tracing::error!(major, %error, "databases of this version cannot be made");
+        }
     }
 }

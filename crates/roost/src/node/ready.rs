@@ -42,16 +42,30 @@ impl Announcement {
         }
     }
 
-    /// Writes the file in one step. Says whether this is the first node of its warden.
-    pub(super) fn write(&self, run: &Path) -> Result<bool> {
+    /// What the node before this one announced, if it had the same warden.
+    pub(super) fn of_predecessor(run: &Path, warden: u32) -> Option<Self> {
+        let text = std::fs::read(run.join(FILE)).ok()?;
+        serde_json::from_slice::<Self>(&text).ok().filter(|before| before.warden == warden)
+    }
+
+    /// Where it listened for Postgres clients.
+    pub(super) fn listeners(&self) -> Option<Vec<SocketAddr>> {
+        self.listeners.iter().map(|address| address.parse().ok()).collect()
+    }
+
+    /// Where it answered HTTP.
+    pub(super) fn http(&self) -> Option<SocketAddr> {
+        self.http.as_ref()?.parse().ok()
+    }
+
+    /// Writes the file in one step.
+    pub(super) fn write(&self, run: &Path) -> Result<()> {
         let path = run.join(FILE);
-        let before = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
         let new = run.join(format!("{FILE}.new"));
         let text = serde_json::to_vec_pretty(self)?;
         std::fs::write(&new, text)
             .and_then(|()| std::fs::rename(&new, &path))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(before.is_none_or(|before| before.warden != self.warden))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Prints the one line of `roost up`.
@@ -110,12 +124,21 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_node_of_a_warden_announces_itself() {
+    fn a_node_knows_its_predecessor_under_the_same_warden_only() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(announcement(1).write(folder.path()).unwrap());
-        assert!(!announcement(1).write(folder.path()).unwrap());
-        assert!(announcement(2).write(folder.path()).unwrap());
+        let before = |warden| Announcement::of_predecessor(folder.path(), warden);
+        assert_eq!(before(1), None);
+        announcement(1).write(folder.path()).unwrap();
+        assert_eq!(before(1), Some(announcement(1)));
+        assert_eq!(before(2), None);
         withdraw(folder.path());
-        assert!(announcement(2).write(folder.path()).unwrap());
+        assert_eq!(before(1), None);
+    }
+
+    #[test]
+    fn the_addresses_of_a_predecessor_can_be_had() {
+        let announcement = announcement(1);
+        assert_eq!(announcement.listeners(), Some(vec!["127.0.0.1:7432".parse().unwrap()]));
+        assert_eq!(announcement.http(), Some("127.0.0.1:7480".parse().unwrap()));
     }
 }

@@ -5,13 +5,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// A running Postgres.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     directory: tempfile::TempDir,
-    server: Child,
+    server: Mutex<Child>,
 }
 
 impl Postgres {
@@ -39,7 +40,7 @@ impl Postgres {
         }
         let log = fs::File::create(directory.path().join("log")).unwrap();
         let server = postgres.stdin(Stdio::null()).stderr(log).stdout(Stdio::null()).spawn().unwrap();
-        let postgres = Self { directory, server };
+        let postgres = Self { directory, server: Mutex::new(server) };
         postgres.wait_until_ready();
         postgres
     }
@@ -64,20 +65,24 @@ impl Postgres {
 
     /// Kills the postmaster without a warning.
     pub(crate) fn kill(&self) {
-        signal("KILL", self.server.id());
+        let _ = self.server.lock().unwrap().kill();
+    }
+
+    /// Ends it by an immediate shutdown, which ends the backends too.
+    pub(crate) fn stop(&self) {
+        let mut server = self.server.lock().unwrap();
+        // One that has ended may have given its process id to another.
+        if matches!(server.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").arg("-QUIT").arg(server.id().to_string()).status();
+            let _ = server.wait();
+        }
     }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // Immediate shutdown: ends the backends too.
-        signal("QUIT", self.server.id());
-        let _ = self.server.wait();
+        self.stop();
     }
-}
-
-fn signal(name: &str, pid: u32) {
-    let _ = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
 }
 
 /// Copies the cluster that all tests begin with, making it if this is the first.
