@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 use roost_catalog::id::DatabaseId;
-use roost_lifecycle::{ClosingReason, Lifecycle, LifecycleConfig, Snapshot, StepError};
+use roost_lifecycle::{Census, ClosingReason, Lifecycle, LifecycleConfig, Snapshot, StepError};
 use roost_postgres::volume::VolumeId;
 use roost_warden::WardenError;
 use roost_warden::protocol::Capabilities;
@@ -24,6 +24,9 @@ pub trait Machine: fmt::Debug + Send + Sync {
     fn capabilities(&self) -> &Capabilities;
     /// What is known of a database without waking it.
     fn snapshot(&self, id: &DatabaseId) -> Snapshot;
+
+    /// The databases in memory by state.
+    fn census(&self) -> Census;
     /// Wakes a database.
     fn wake<'a>(&'a self, id: &'a DatabaseId, deadline: Instant) -> Answer<'a, Result<(), StepError>>;
     /// Freezes a database.
@@ -69,6 +72,10 @@ impl Machine for Lifecycle {
 
     fn snapshot(&self, id: &DatabaseId) -> Snapshot {
         Lifecycle::snapshot(self, id)
+    }
+
+    fn census(&self) -> Census {
+        Lifecycle::census(self)
     }
 
     fn wake<'a>(&'a self, id: &'a DatabaseId, deadline: Instant) -> Answer<'a, Result<(), StepError>> {

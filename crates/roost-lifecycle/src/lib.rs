@@ -29,11 +29,13 @@ mod step;
 mod storage;
 mod sweep;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use prometheus_client::registry::Registry;
 use roost_catalog::Catalog;
 use roost_catalog::id::DatabaseId;
 use roost_catalog::model::State;
@@ -46,13 +48,13 @@ use tokio::time::Instant;
 pub use config::LifecycleConfig;
 pub use entry::ClosingReason;
 pub use error::{StartFailure, StepError, WakeError};
-pub use metrics::LifecycleMetrics;
 pub use presence::Presence;
 pub use roles::{RoleSource, RoleUnavailable};
 
 use entry::{Entry, Run, state_of};
 use hook::Hook;
 use ladder::{Command, Event, Phase};
+use metrics::LifecycleMetrics;
 
 /// The ladder of all databases of a node. A cheap handle.
 #[derive(Debug, Clone)]
@@ -102,6 +104,15 @@ pub struct Snapshot {
     pub memory_bytes: Option<u64>,
     /// Why the last start failed, if it did.
     pub failure: Option<String>,
+}
+
+/// The databases in memory by state.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Census {
+    /// How many are in each state.
+    pub states: BTreeMap<&'static str, u64>,
+    /// Sessions that use or wait for a database.
+    pub sessions: u64,
 }
 
 impl Lifecycle {
@@ -180,6 +191,23 @@ impl Lifecycle {
         }
     }
 
+    /// How many databases are in each state, those that are simply stopped left out, and how many sessions there are.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for entry in self.shared.entries.pin().values() {
+            let inner = entry.lock();
+            *census.states.entry(state_of(inner.ladder.phase()).as_str()).or_default() += 1;
+            census.sessions += u64::from(inner.holds);
+        }
+        census
+    }
+
+    /// Registers counters, histograms and the census under `lifecycle_…`.
+    pub fn register(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
+        registry.register_collector(Box::new(self.clone()));
+    }
+
     /// Where a database is on the ladder.
     pub fn state(&self, id: &DatabaseId) -> State {
         self.shared.entries.pin().get(id).map_or(State::Stopped, |entry| entry.state())
@@ -198,11 +226,6 @@ impl Lifecycle {
     /// The node's defaults and bounds.
     pub fn config(&self) -> &LifecycleConfig {
         &self.shared.config
-    }
-
-    /// Counters and histograms.
-    pub fn metrics(&self) -> &LifecycleMetrics {
-        &self.shared.metrics
     }
 
     /// Marks a hold on a database's entry, making the entry if there is none.
@@ -296,7 +319,7 @@ impl Lifecycle {
             Command::Thaw => drop(runtime.spawn(async move { lifecycle.thaw(&entry).await })),
             Command::Freeze => drop(runtime.spawn(async move { lifecycle.freeze_now(&entry).await })),
             Command::Recover { at } => {
-                drop(runtime.spawn(async move { lifecycle.recover(&entry, at).await }))
+                drop(runtime.spawn(async move { lifecycle.recover(&entry, at).await }));
             }
             Command::Shutdown { frozen } => {
                 drop(runtime.spawn(async move { lifecycle.shut_down(&entry, frozen).await }));

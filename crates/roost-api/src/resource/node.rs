@@ -1,5 +1,7 @@
 //! The node, and what its machine can do.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The node.
@@ -40,7 +42,7 @@ pub struct Installation {
 }
 
 /// How many of what there are on a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
     /// Projects.
@@ -51,6 +53,10 @@ pub struct Counts {
     pub deleted: u64,
     /// Connections.
     pub connections: u64,
+    /// Databases that are not simply stopped, by state.
+    pub states: BTreeMap<String, u64>,
+    /// Sessions that use or wait for a database.
+    pub sessions: u64,
 }
 
 /// What this machine can do.

@@ -16,6 +16,7 @@ use crate::timestamp;
 pub(super) async fn show(State(context): State<Arc<Context>>) -> Result<Json<Data<Node>>, ApiError> {
     let config = &context.config;
     let counts = context.catalog.counts().await?;
+    let census = context.machine.census();
     let versions = &context.machine.capabilities().versions;
     let data = Node {
         version: config.version.to_owned(),
@@ -39,6 +40,8 @@ pub(super) async fn show(State(context): State<Arc<Context>>) -> Result<Json<Dat
             databases: counts.databases,
             deleted: counts.deleted_databases,
             connections: counts.connections,
+            states: census.states.into_iter().map(|(state, count)| (state.to_owned(), count)).collect(),
+            sessions: census.sessions,
         },
     };
     Ok(Json(Data { data }))

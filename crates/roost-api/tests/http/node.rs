@@ -18,7 +18,7 @@ use roost_api::{Api, ApiConfig};
 use roost_catalog::id::DatabaseId;
 use roost_catalog::model::State;
 use roost_catalog::{Catalog, CatalogOptions};
-use roost_lifecycle::{ClosingReason, LifecycleConfig, Snapshot, StepError};
+use roost_lifecycle::{Census, ClosingReason, LifecycleConfig, Snapshot, StepError};
 use roost_postgres::volume::VolumeKind;
 use roost_warden::WardenError;
 use roost_warden::protocol::{Capabilities, Finding, Freezer, InstalledVersion, Reclaim, Standing};
@@ -85,6 +85,10 @@ impl Machine for Paper {
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn census(&self) -> Census {
+        Census::default()
     }
 
     fn snapshot(&self, id: &DatabaseId) -> Snapshot {

@@ -1,5 +1,6 @@
 //! `roost doctor` and `roost status`: the machine and the node.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -89,7 +90,17 @@ pub(super) async fn status(client: &Client, terminal: &Terminal) -> Result<()> {
         ("default version", node.default_version.unwrap_or_else(|| "none".to_owned()).into()),
         ("projects", node.counts.projects.to_string().into()),
         ("databases", node.counts.databases.to_string().into()),
+        ("awake", awake(&node.counts.states).into()),
+        ("sessions", node.counts.sessions.to_string().into()),
         ("deleted", node.counts.deleted.to_string().into()),
         ("connections", node.counts.connections.to_string().into()),
     ])
+}
+
+/// The states of the databases that are not simply stopped, in a few words.
+fn awake(states: &BTreeMap<String, u64>) -> String {
+    if states.is_empty() {
+        return "none".to_owned();
+    }
+    states.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
 }

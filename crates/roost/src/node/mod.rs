@@ -128,7 +128,7 @@ async fn assemble(mut spec: NodeSpec, socket: OwnedFd) -> Result<Parts> {
         .context("cannot take over the databases")?;
 
     let mut registry = Registry::default();
-    lifecycle.metrics().register(registry.sub_registry_with_prefix("roost"));
+    lifecycle.register(registry.sub_registry_with_prefix("roost"));
     let door = configuration::gateway(config);
     let gateway = Gateway::bind(door, catalog.clone(), lifecycle.clone(), &mut registry).await?;
     let addresses = gateway.addresses();
