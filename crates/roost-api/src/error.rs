@@ -194,6 +194,7 @@ fn wake(error: &WakeError) -> Telling {
                 ))
                 .hint("Stop another database, or raise limits.memory_budget.")
         }
+        WakeError::Closing(_) => Telling::new(StatusCode::CONFLICT, "wrong-state"),
         WakeError::ShuttingDown => Telling::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down"),
     }
 }

@@ -43,12 +43,12 @@ pub(crate) struct Footprint {
     pub(crate) descriptors: usize,
     /// Mounts in the namespaces of the machine, the warden and the node.
     pub(crate) mounts: usize,
-    /// Control groups anywhere that are named like a database.
+    /// Control groups anywhere that are named like one of the databases.
     pub(crate) groups: usize,
 }
 
-/// Counts what there is of the node whose warden and node are `processes` (the warden first).
-pub(crate) fn footprint(processes: &[u32]) -> Result<Footprint> {
+/// Counts what there is of the node whose warden and node are `processes` (the warden first) and of its `databases`.
+pub(crate) fn footprint(processes: &[u32], databases: &[String]) -> Result<Footprint> {
     let mut descriptors = 0;
     let mut mounts = count_lines(Path::new("/proc/self/mountinfo"))?;
     for process in processes {
@@ -56,7 +56,7 @@ pub(crate) fn footprint(processes: &[u32]) -> Result<Footprint> {
         mounts += count_lines(&PathBuf::from(format!("/proc/{process}/mountinfo")))?;
     }
     let warden = processes.first().copied().unwrap_or(0);
-    let groups = groups(&|name| name.starts_with("db_")).len();
+    let groups = groups(&|name| databases.iter().any(|database| database == name)).len();
     Ok(Footprint { processes: tree(warden)?.len(), descriptors, mounts, groups })
 }
 
@@ -161,6 +161,24 @@ fn groups(wanted: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Reads every file below a folder, so that it is in the page cache.
+pub(crate) fn read_files(folder: &Path) -> Result<()> {
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())?.flatten() {
+            match entry.file_type()? {
+                kind if kind.is_dir() => waiting.push(entry.path()),
+                kind if kind.is_file() => {
+                    let mut file = fs::File::open(entry.path())?;
+                    std::io::copy(&mut file, &mut std::io::sink())?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -53,6 +53,11 @@ impl Setup {
         self
     }
 
+    /// Its data directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// Starts the node on its data, which outlives it. Returns when it has printed its ready line.
     pub(crate) fn start(&self) -> Result<Node> {
         let log = self.data.with_extension("log");

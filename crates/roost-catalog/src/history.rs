@@ -5,11 +5,14 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::catalog::Catalog;
-use crate::column::{Instant, duration};
+use crate::column::{Instant, count, duration};
 use crate::error::{CatalogError, Subject};
 use crate::id::DatabaseId;
 use crate::model::{State, Transition, Usage, WakeStats};
 use crate::records;
+
+/// The least age of a transaction id that the catalog looks for: where Postgres itself begins to vacuum because of it.
+const LEAST_INDEXED_AGE: u64 = 200_000_000;
 
 /// The states that a wake starts from.
 const ASLEEP: [State; 3] = [State::Stopped, State::Frozen, State::Failed];
@@ -53,6 +56,24 @@ impl Catalog {
                 stats.extend(summary(from, &wakes(connection, &id, from)?));
             }
             Ok(stats)
+        })
+        .await
+    }
+
+    /// Live databases whose oldest transaction id was at least `age` transactions old when that was last read, the oldest
+    /// first, `limit` at most. Ages below 200 million are taken for that.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the readers are overloaded.
+    pub async fn databases_of_xid_age(&self, age: u64, limit: u32) -> Result<Vec<DatabaseId>, CatalogError> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT d.id FROM usage u INDEXED BY usage_xid_age CROSS JOIN databases d ON d.key = u.database
+                 WHERE u.xid_age >= {LEAST_INDEXED_AGE} AND u.xid_age >= ?1 AND d.deleted_at IS NULL
+                 ORDER BY u.xid_age DESC LIMIT ?2"
+            ))?;
+            let ids = statement.query_map(params![count(age), limit], |row| row.get(0))?;
+            Ok(ids.collect::<Result<_, _>>()?)
         })
         .await
     }

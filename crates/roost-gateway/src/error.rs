@@ -206,6 +206,9 @@ impl ErrorKind {
                 SqlState::CANNOT_CONNECT_NOW
             }
             Self::Closing(ClosingReason::Crashed) | Self::ServerLost => SqlState::CRASH_SHUTDOWN,
+            Self::Closing(ClosingReason::StorageFull | ClosingReason::NodeStorageShort) => {
+                SqlState::DISK_FULL
+            }
             Self::Closing(_) => SqlState::ADMIN_SHUTDOWN,
             Self::Catalog(_) => SqlState::SYSTEM_ERROR,
             Self::ClientGone => SqlState::CONNECTION_FAILURE,
@@ -236,6 +239,7 @@ impl ErrorKind {
             Self::Closing(ClosingReason::StorageFull) => {
                 "Connect again and remove data, or raise the database's storage limit.".to_owned()
             }
+            Self::Closing(ClosingReason::NodeStorageShort) => "Connect again and remove data.".to_owned(),
             _ => return None,
         })
     }
@@ -265,7 +269,9 @@ impl ErrorKind {
             | Self::ServerUnreachable(_)
             | Self::ServerLost
             | Self::ServerGarbled(_)
-            | Self::Closing(ClosingReason::Crashed | ClosingReason::StorageFull) => Level::WARN,
+            | Self::Closing(
+                ClosingReason::Crashed | ClosingReason::StorageFull | ClosingReason::NodeStorageShort,
+            ) => Level::WARN,
             Self::WrongPassword { .. }
             | Self::TooManyFailedLogins { .. }
             | Self::TooManyUnauthenticated { .. }
@@ -299,6 +305,7 @@ impl ErrorKind {
             Self::Wake(WakeError::Deadline { .. }) => "wake_deadline",
             Self::Wake(WakeError::Failed { .. }) => "wake_failed",
             Self::Wake(WakeError::Admission { .. }) => "wake_no_memory",
+            Self::Wake(WakeError::Closing(_)) => "wake_closing",
             Self::Wake(WakeError::ShuttingDown) | Self::ShuttingDown => "shutting_down",
             Self::Thaw(_) => "thaw_failed",
             Self::RolesUnavailable(_) => "roles_unavailable",
@@ -307,6 +314,7 @@ impl ErrorKind {
             Self::Closing(ClosingReason::Stopped) => "closed_stopped",
             Self::Closing(ClosingReason::MemoryPressure) => "closed_memory_pressure",
             Self::Closing(ClosingReason::StorageFull) => "closed_storage_full",
+            Self::Closing(ClosingReason::NodeStorageShort) => "closed_node_storage_short",
             Self::Closing(ClosingReason::Crashed) => "closed_crashed",
             Self::Closing(ClosingReason::Deleted) => "closed_deleted",
             Self::Closing(ClosingReason::ShuttingDown) => "closed_shutting_down",
@@ -336,7 +344,12 @@ const fn closing_text(reason: ClosingReason) -> &'static str {
         ClosingReason::MemoryPressure => {
             "terminating connection: memory is short and this database's settings allow stopping it under sessions"
         }
-        ClosingReason::StorageFull => "terminating connection: the database has reached its storage limit",
+        ClosingReason::StorageFull => {
+            "terminating connection: the database has grown beyond its storage limit"
+        }
+        ClosingReason::NodeStorageShort => {
+            "terminating connection: the node's disk is nearly full and this database went on growing"
+        }
         ClosingReason::Crashed => {
             "terminating connection because the database crashed; it is being started again"
         }
@@ -356,6 +369,7 @@ fn wake_text(error: &WakeError) -> String {
         WakeError::Admission { needed_bytes, budget_bytes } => {
             format!("the database cannot wake: {}", no_memory_text(*needed_bytes, *budget_bytes))
         }
+        WakeError::Closing(reason) => closing_text(*reason).to_owned(),
         WakeError::ShuttingDown => "this Roost node is shutting down".to_owned(),
     }
 }
@@ -371,9 +385,10 @@ fn no_memory_text(needed_bytes: u64, budget_bytes: u64) -> String {
 fn wake_hint(error: &WakeError) -> Option<String> {
     Some(match error {
         WakeError::NotFound => return None,
-        WakeError::Deadline { .. } | WakeError::Admission { .. } | WakeError::ShuttingDown => {
-            "Connect again in a moment.".to_owned()
-        }
+        WakeError::Deadline { .. }
+        | WakeError::Admission { .. }
+        | WakeError::Closing(_)
+        | WakeError::ShuttingDown => "Connect again in a moment.".to_owned(),
         WakeError::Failed { retry_in, .. } => format!(
             "The next start is tried after {:.1} s. The operator finds the cause with `roost logs`.",
             retry_in.as_secs_f64()
@@ -384,13 +399,16 @@ fn wake_hint(error: &WakeError) -> Option<String> {
 fn wake_sqlstate(error: &WakeError) -> SqlState {
     match error {
         WakeError::NotFound => SqlState::INVALID_CATALOG_NAME,
-        WakeError::Deadline { .. } | WakeError::ShuttingDown => SqlState::CANNOT_CONNECT_NOW,
+        WakeError::Deadline { .. } | WakeError::Closing(_) | WakeError::ShuttingDown => {
+            SqlState::CANNOT_CONNECT_NOW
+        }
         WakeError::Admission { .. } => SqlState::OUT_OF_MEMORY,
         WakeError::Failed { cause, .. } => match &**cause {
             StartFailure::Warden(error) => warden_sqlstate(error),
             StartFailure::Catalog(_) | StartFailure::Hook { .. } => SqlState::SYSTEM_ERROR,
             StartFailure::Admission { .. } => SqlState::OUT_OF_MEMORY,
             StartFailure::Deleted => SqlState::INVALID_CATALOG_NAME,
+            StartFailure::ShuttingDown => SqlState::CANNOT_CONNECT_NOW,
         },
     }
 }
@@ -434,6 +452,7 @@ fn start_text(cause: &StartFailure) -> String {
             no_memory_text(*needed_bytes, *budget_bytes)
         }
         StartFailure::Deleted => "it was deleted".to_owned(),
+        StartFailure::ShuttingDown => "this Roost node is shutting down".to_owned(),
     }
 }
 

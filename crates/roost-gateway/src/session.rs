@@ -76,7 +76,12 @@ where
     let relay = Relay::new(stream, server, hold, watch, traffic, door.metrics.clone(), thaw_deadline);
     let finished = relay.run(&inbox).await;
     match Box::pin(finished.conclude(cancel)).await {
-        (_, Ok(label)) => Ok(label),
+        (stream, Ok(label)) => {
+            if let Some(stream) = stream {
+                Box::pin(Client::new(stream.into()).dismiss(&[])).await;
+            }
+            Ok(label)
+        }
         (stream, Err(error)) => Err((stream.map(|stream| Client::new(stream.into())), error)),
     }
 }

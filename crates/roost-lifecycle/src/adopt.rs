@@ -1,6 +1,7 @@
 //! Adoption: instances of an earlier node that still run become entries of this one, as they are.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use roost_catalog::id::DatabaseId;
@@ -35,6 +36,8 @@ impl Lifecycle {
         let frozen = instance.frozen;
         tracing::info!(database = %id, pid = instance.pid, frozen, wanted, "an instance is adopted");
         let run = self.install(&entry, instance, Arc::new(settings));
+        // Nobody knows what the earlier node last told it.
+        entry.reload_due.store(true, Ordering::SeqCst);
         let mut inner = entry.lock();
         inner.run = Some(run.clone());
         let event = if frozen { Event::AdoptedFrozen } else { Event::AdoptedRunning };
@@ -47,8 +50,14 @@ impl Lifecycle {
         }
         let state = if frozen { State::Frozen } else { State::Running };
         self.record(&entry, state, state, Duration::ZERO, "adopted");
-        if !wanted {
-            let lifecycle = self.clone();
+        let lifecycle = self.clone();
+        if wanted {
+            tokio::spawn(async move {
+                if let Err(error) = lifecycle.reload_if_due(&entry).await {
+                    tracing::error!(database = %id, %error, "settings did not reach an adopted instance");
+                }
+            });
+        } else {
             tokio::spawn(async move {
                 let deadline = Instant::now() + ORPHAN_STOP;
                 let _ = lifecycle.stop_entry(&entry, ClosingReason::Deleted, deadline).await;

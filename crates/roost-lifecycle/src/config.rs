@@ -1,11 +1,21 @@
 //! What the operator decides for all databases of a node.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use roost_catalog::model::{IdleAfter, Settings, WalLevel};
 use roost_postgres::settings::InstanceSettings;
 use roost_warden::protocol::Limits;
+
+/// The least `max_wal_size` that a database can be set to, in bytes.
+const SMALLEST_MAX_WAL: u64 = 32 << 20;
+/// The bounds of the `max_wal_size` that follows from a database's memory, in bytes.
+const SMALLEST_DERIVED_WAL: u64 = 128 << 20;
+/// The upper one of them.
+const LARGEST_DERIVED_WAL: u64 = 4 << 30;
+/// The `max_slot_wal_keep_size` of a database for which nothing else was said, in bytes.
+const DERIVED_SLOT_WAL: u64 = 1 << 30;
 
 /// The node's defaults and bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +44,13 @@ pub struct LifecycleConfig {
     pub maintenance_budget: Duration,
     /// Memory that all instances together may use, in bytes.
     pub memory_budget_bytes: u64,
-    /// Free space below which databases become read-only: the larger of this many bytes and 5 %; 0 keeps none.
+    /// Free space below which growing databases become read-only: the larger of this many bytes and 5 %; 0 keeps none.
     pub storage_reserve_bytes: u64,
+    /// The age of a database's oldest transaction id at which it is woken to be vacuumed, in transactions. Postgres stops
+    /// taking writes shortly before 2,147 million.
+    pub xid_age_limit: u64,
+    /// How long an instance's log may grow before its older half is moved aside, in bytes.
+    pub log_bytes: u64,
     /// How often idle databases are looked for.
     pub sweep_interval: Duration,
 }
@@ -56,6 +71,8 @@ impl Default for LifecycleConfig {
             maintenance_budget: Duration::from_secs(5),
             memory_budget_bytes: 8 << 30,
             storage_reserve_bytes: 2 << 30,
+            xid_age_limit: 1_500_000_000,
+            log_bytes: 4 << 20,
             sweep_interval: Duration::from_millis(200),
         }
     }
@@ -92,8 +109,25 @@ impl LifecycleConfig {
                 WalLevel::Logical => roost_postgres::settings::WalLevel::Logical,
             },
             read_only,
-            extra: settings.postgres.clone(),
+            extra: self.postgres_settings(settings),
         }
+    }
+
+    /// Further settings: those that were chosen, and bounds on the write-ahead log that follow from the storage limit.
+    /// Otherwise the log of a small database could fill it, and nothing that its owner deletes would make room.
+    fn postgres_settings(&self, settings: &Settings) -> BTreeMap<String, String> {
+        let mut all = settings.postgres.clone();
+        let storage = self.storage(settings);
+        let kib = |bytes: u64| format!("{}kB", bytes >> 10);
+        let wal = (storage / 8).max(SMALLEST_MAX_WAL);
+        // Postgres' configuration is derived from the memory; here it is only lowered.
+        if wal < self.memory(settings).clamp(SMALLEST_DERIVED_WAL, LARGEST_DERIVED_WAL) {
+            all.entry("max_wal_size".to_owned()).or_insert_with(|| kib(wal));
+        }
+        if storage / 4 < DERIVED_SLOT_WAL {
+            all.entry("max_slot_wal_keep_size".to_owned()).or_insert_with(|| kib(storage / 4));
+        }
+        all
     }
 
     /// What the kernel enforces for a database.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::error::StartFailure;
 use crate::gate::Gate;
 use crate::ladder::{Command, Event, Ladder, Phase};
+use crate::volume_size::Size;
 
 /// Why Roost takes an instance away from its sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum ClosingReason {
     MemoryPressure,
     /// Its storage reached the hard limit.
     StorageFull,
+    /// The node's own file system was running full, and this database went on growing.
+    NodeStorageShort,
     /// Postgres died; it is being started again.
     Crashed,
     /// The database was deleted.
@@ -33,12 +36,21 @@ pub enum ClosingReason {
     ShuttingDown,
 }
 
+impl ClosingReason {
+    /// Whether the instance must go at once: every moment more costs disk.
+    pub(crate) const fn is_urgent(self) -> bool {
+        matches!(self, Self::StorageFull | Self::NodeStorageShort)
+    }
+}
+
 /// One run of Postgres, from its start to its exit.
 #[derive(Debug)]
 pub(crate) struct Run {
     /// Counts the runs of one entry, so that a late answer about an earlier one is recognised.
     pub(crate) generation: u64,
     pub(crate) socket_dir: Arc<Path>,
+    /// Where Postgres logs to.
+    pub(crate) log: Arc<Path>,
     /// Set when Roost takes the instance away from its sessions.
     pub(crate) closing: watch::Sender<Option<ClosingReason>>,
     /// True when the postmaster has exited.
@@ -61,6 +73,8 @@ pub(crate) struct Inner {
     pub(crate) step_began: Option<(Instant, State)>,
     pub(crate) state_since: SystemTime,
     pub(crate) settings: Arc<Settings>,
+    /// Counts runs that have ended, so that whoever asked for an end knows it when the next run has begun already.
+    pub(crate) ended: u64,
     /// This entry left the map: whoever holds it looks it up again.
     pub(crate) retired: bool,
 }
@@ -76,18 +90,24 @@ pub(crate) struct Entry {
     changed: watch::Sender<u64>,
     /// Held by whoever makes a step down (prepare and freeze, or stop): one at a time.
     pub(crate) steps: tokio::sync::Mutex<()>,
+    /// Held by whoever writes the configuration again.
+    pub(crate) reloads: tokio::sync::Mutex<()>,
     /// Memory charged to the instance when last measured, in bytes.
     pub(crate) memory_bytes: AtomicU64,
-    /// Size of the volume when last measured, in bytes.
-    pub(crate) volume_bytes: AtomicU64,
+    /// What is known of the volume's size.
+    pub(crate) size: Mutex<Size>,
     /// The moment of activity up to which the database was prepared for sleep.
     pub(crate) prepared_at: AtomicU64,
-    /// The moment of activity up to which the volume was measured.
-    pub(crate) measured_at: AtomicU64,
-    /// Whether its volume is over its limit.
+    /// Whether its volume is being measured by the watcher of storage.
+    pub(crate) is_being_measured: AtomicBool,
+    /// Whether its transactions are read-only by default, for want of storage.
     pub(crate) read_only: AtomicBool,
+    /// Whether its configuration changed since it was last written.
+    pub(crate) reload_due: AtomicBool,
     /// Whether its start waits for memory.
     pub(crate) lacks_memory: AtomicBool,
+    /// Whether its start was admitted, and its memory is thus spoken for.
+    pub(crate) admitted: AtomicBool,
 }
 
 impl Entry {
@@ -106,22 +126,30 @@ impl Entry {
                 step_began: None,
                 state_since: SystemTime::now(),
                 settings: Arc::default(),
+                ended: 0,
                 retired: false,
             }),
             changed: watch::Sender::new(0),
             steps: tokio::sync::Mutex::new(()),
+            reloads: tokio::sync::Mutex::new(()),
             memory_bytes: AtomicU64::new(0),
-            volume_bytes: AtomicU64::new(0),
+            size: Mutex::default(),
             prepared_at: AtomicU64::new(u64::MAX),
-            measured_at: AtomicU64::new(u64::MAX),
+            is_being_measured: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
+            reload_due: AtomicBool::new(false),
             lacks_memory: AtomicBool::new(false),
+            admitted: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic while the lock was held left plain values behind, each of them valid.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn size(&self) -> MutexGuard<'_, Size> {
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows changes from here on.
@@ -137,6 +165,7 @@ impl Entry {
     /// Feeds an event to the ladder and keeps the gate in step with it.
     pub(crate) fn on(&self, inner: &mut Inner, event: Event, now: Instant) -> Command {
         let before = state_of(inner.ladder.phase());
+        let crashed = matches!(inner.ladder.phase(), Phase::Recovering { .. } | Phase::BackingOff { .. });
         let command = inner.ladder.on(event, now);
         let after = state_of(inner.ladder.phase());
         if before != after {
@@ -145,7 +174,11 @@ impl Entry {
         match command {
             Command::Open => self.gate.open(now),
             Command::Shutdown { .. } | Command::Recover { .. } => self.gate.close(),
-            Command::Start | Command::Thaw | Command::Freeze => inner.step_began = Some((now, before)),
+            Command::Freeze => inner.step_began = Some((now, State::Running)),
+            // Also when a freeze or a stop was still under way: that is what it wakes from.
+            Command::Thaw => inner.step_began = Some((now, State::Frozen)),
+            Command::Start if crashed => inner.step_began = Some((now, State::Failed)),
+            Command::Start => inner.step_began = Some((now, State::Stopped)),
             Command::Nothing | Command::Refuse { .. } => {}
         }
         command

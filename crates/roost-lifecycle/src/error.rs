@@ -7,6 +7,8 @@ use roost_catalog::CatalogError;
 use roost_catalog::model::State;
 use roost_warden::WardenError;
 
+use crate::entry::ClosingReason;
+
 /// Why a session did not get its database.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WakeError {
@@ -39,6 +41,9 @@ pub enum WakeError {
         /// The node's budget (`limits.memory_budget`).
         budget_bytes: u64,
     },
+    /// The run that the session belongs to was taken away, or died.
+    #[error("the database was taken away from the session: {0:?}")]
+    Closing(ClosingReason),
     /// The node is shutting down.
     #[error("the node is shutting down")]
     ShuttingDown,
@@ -72,6 +77,9 @@ pub enum StartFailure {
     /// It was deleted while it waited for its turn.
     #[error("the database was deleted")]
     Deleted,
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    ShuttingDown,
 }
 
 /// Why a step asked for by hand was not made.

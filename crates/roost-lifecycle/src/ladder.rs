@@ -98,8 +98,8 @@ pub enum Command {
         /// Whether its processes are frozen.
         frozen: bool,
     },
-    /// Clean up what the dead instance left, and answer `RestartDue` at the time given (or `Stopped` if it turned out
-    /// that it had stopped cleanly).
+    /// Clean up what the dead instance left, and answer `RestartDue` at the time given, or at once when a stop comes
+    /// between (or `Stopped` if it turned out that it had stopped cleanly).
     Recover {
         /// When the restart is due.
         at: Instant,
@@ -179,11 +179,12 @@ impl Ladder {
             (Frozen | Thawing, Event::Stop) => {
                 (Stopping { wanted: false }, Command::Shutdown { frozen: true })
             }
-            (Stopping { wanted: true }, Event::Stopped) => (Starting, Command::Start),
-            (Stopping { wanted: false } | Recovering { .. } | BackingOff { .. }, Event::Stopped) => {
-                (Stopped, Command::Nothing)
-            }
-            (Recovering { .. } | BackingOff { .. }, Event::Stop) => (Stopped, Command::Nothing),
+            (Stopping { wanted: true }, Event::Stopped | Event::RestartDue) => (Starting, Command::Start),
+            (Stopping { wanted: false }, Event::Stopped | Event::RestartDue)
+            | (Recovering { .. } | BackingOff { .. }, Event::Stopped) => (Stopped, Command::Nothing),
+            (BackingOff { .. }, Event::Stop) => (Stopped, Command::Nothing),
+            // What the dead instance left is still being cleaned up: nothing may start beside that.
+            (Recovering { .. }, Event::Stop) => (Stopping { wanted: false }, Command::Nothing),
 
             (Running | Freezing { .. } | Frozen | Thawing, Event::Exited) => {
                 if self.running_since.is_some_and(|since| now.duration_since(since) >= STEADY_AFTER) {
@@ -283,6 +284,18 @@ mod tests {
         assert!(at > time);
     }
 
+    #[test]
+    fn a_stop_during_recovery_waits_until_the_dead_instance_is_cleaned_up() {
+        let mut ladder = Ladder::new();
+        let time = now();
+        ladder.on(Event::Demand, time);
+        ladder.on(Event::Started, time);
+        assert_eq!(ladder.on(Event::Exited, time), Command::Recover { at: time });
+        assert_eq!(ladder.on(Event::Stop, time), Command::Nothing);
+        assert_eq!(ladder.on(Event::Demand, time), Command::Nothing);
+        assert_eq!(ladder.on(Event::RestartDue, time), Command::Start);
+    }
+
     /// What the world outside does with a command: a model of a driver with at most one process.
     #[derive(Default)]
     struct World {
@@ -349,9 +362,7 @@ mod tests {
                         _ => continue,
                     },
                 };
-                let before = ladder.phase();
                 let command = ladder.on(event, time);
-                if matches!(before, Phase::Recovering { .. }) && event == Event::Stop { world.outstanding = None; }
                 world.take(command);
                 match ladder.phase() {
                     Phase::Stopped | Phase::BackingOff { .. } => {

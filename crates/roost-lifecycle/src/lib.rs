@@ -19,6 +19,7 @@ mod error;
 pub mod gate;
 pub mod hook;
 pub mod ladder;
+mod logs;
 mod memory;
 mod metrics;
 mod prepare;
@@ -28,6 +29,8 @@ mod start;
 mod step;
 mod storage;
 mod sweep;
+mod volume_size;
+mod wraparound;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -76,8 +79,8 @@ struct Shared {
     /// Starts that were asked for and are not done, for metrics and admission.
     starting: AtomicU64,
     shutting_down: AtomicBool,
-    /// Set while free space is below the node's reserve.
-    storage_short: AtomicBool,
+    /// What the watcher of storage knows.
+    storage: storage::Watch,
     metrics: LifecycleMetrics,
 }
 
@@ -142,7 +145,7 @@ impl Lifecycle {
                 starts,
                 starting: AtomicU64::new(0),
                 shutting_down: AtomicBool::new(false),
-                storage_short: AtomicBool::new(false),
+                storage: storage::Watch::default(),
                 metrics: LifecycleMetrics::default(),
             }),
         };
@@ -150,6 +153,8 @@ impl Lifecycle {
         tokio::spawn(lifecycle.clone().dispatch_starts(queue));
         tokio::spawn(lifecycle.clone().sweep());
         tokio::spawn(lifecycle.clone().watch_storage());
+        tokio::spawn(lifecycle.clone().cap_logs());
+        tokio::spawn(lifecycle.clone().prevent_wraparound());
         Ok(lifecycle)
     }
 
@@ -161,7 +166,7 @@ impl Lifecycle {
     pub async fn acquire(&self, id: &DatabaseId, deadline: Instant) -> Result<Presence, WakeError> {
         let mut presence = self.hold(id)?;
         let entry = presence.entry().clone();
-        let run = self.enter(&entry, deadline).await?;
+        let run = self.enter(&entry, None, deadline).await?;
         presence.entered(run);
         Ok(presence)
     }
@@ -234,8 +239,16 @@ impl Lifecycle {
             return Err(WakeError::ShuttingDown);
         }
         loop {
-            let Some(fresh) = Entry::new(*id, Instant::now()) else { return Err(WakeError::NotFound) };
-            let entry = self.shared.entries.pin().get_or_insert_with(*id, || Arc::new(fresh)).clone();
+            let known = self.shared.entries.pin().get(id).cloned();
+            let entry = match known {
+                Some(entry) => entry,
+                None => {
+                    let Some(fresh) = Entry::new(*id, Instant::now()) else {
+                        return Err(WakeError::NotFound);
+                    };
+                    self.shared.entries.pin().get_or_insert_with(*id, || Arc::new(fresh)).clone()
+                }
+            };
             let mut inner = entry.lock();
             if !inner.retired {
                 inner.holds += 1;
@@ -248,8 +261,14 @@ impl Lifecycle {
         }
     }
 
-    /// Waits until the database runs, and takes an activity lease.
-    async fn enter(&self, entry: &Arc<Entry>, deadline: Instant) -> Result<Arc<Run>, WakeError> {
+    /// Waits until the database runs, and takes an activity lease. A session that is `bound` to a run gets a lease on
+    /// that run or none: it does not wake the database for a session that is over.
+    async fn enter(
+        &self,
+        entry: &Arc<Entry>,
+        bound: Option<&Run>,
+        deadline: Instant,
+    ) -> Result<Arc<Run>, WakeError> {
         let began = Instant::now();
         let mut changes = entry.subscribe();
         let mut failures_before = None;
@@ -259,13 +278,22 @@ impl Lifecycle {
             }
             if entry.gate.enter() {
                 // The run is put in place before the gate opens, and a crash closes the gate before it removes the run.
-                if let Some(run) = entry.run() {
-                    return Ok(run);
+                match entry.run() {
+                    Some(run) if bound.is_none_or(|bound| bound.generation == run.generation) => {
+                        return Ok(run);
+                    }
+                    _ => entry.gate.leave_unnoticed(),
                 }
-                entry.gate.leave(Instant::now());
             }
             {
                 let mut inner = entry.lock();
+                if let Some(run) = bound {
+                    let reason = *run.closing.borrow();
+                    let current = inner.run.as_ref().is_some_and(|now| now.generation == run.generation);
+                    if reason.is_some() || !current {
+                        return Err(WakeError::Closing(reason.unwrap_or(ClosingReason::Crashed)));
+                    }
+                }
                 let seen = *failures_before.get_or_insert(inner.failures_seen);
                 if inner.failures_seen != seen
                     && let Some((_, cause)) = &inner.failure
@@ -360,6 +388,10 @@ impl Lifecycle {
 fn wake_failure(cause: &Arc<StartFailure>, retry_in: Duration) -> WakeError {
     match **cause {
         StartFailure::Deleted => WakeError::NotFound,
+        StartFailure::ShuttingDown => WakeError::ShuttingDown,
+        StartFailure::Admission { needed_bytes, budget_bytes } => {
+            WakeError::Admission { needed_bytes, budget_bytes }
+        }
         _ => WakeError::Failed { cause: cause.clone(), retry_in },
     }
 }

@@ -39,15 +39,22 @@ impl Lifecycle {
     /// When nothing could be taken down in time.
     pub(crate) async fn make_room(&self, entry: &Arc<Entry>) -> Result<(), StartFailure> {
         let needed = entry.memory().max(FIRST_ESTIMATE);
+        let budget_bytes = self.shared.config.memory_budget_bytes;
         let began = Instant::now();
         loop {
+            if self.shared.shutting_down.load(Ordering::Acquire) {
+                return Err(StartFailure::ShuttingDown);
+            }
             if self.has_room(needed) {
                 entry.lacks_memory.store(false, Ordering::Relaxed);
+                entry.admitted.store(true, Ordering::Relaxed);
                 return Ok(());
             }
             entry.lacks_memory.store(true, Ordering::Relaxed);
-            if began.elapsed() >= PATIENCE {
-                let budget_bytes = self.shared.config.memory_budget_bytes;
+            // What can never be, or nobody waits for any more, must not hold up those behind it.
+            let hopeless = needed > budget_bytes || entry.lock().holds == 0;
+            if hopeless || began.elapsed() >= PATIENCE {
+                entry.lacks_memory.store(false, Ordering::Relaxed);
                 return Err(StartFailure::Admission { needed_bytes: needed, budget_bytes });
             }
             if !self.relieve(entry).await {
@@ -67,7 +74,7 @@ impl Lifecycle {
     fn has_room(&self, needed: u64) -> bool {
         let mut used = 0_u64;
         for entry in self.shared.entries.pin().values() {
-            if entry.run().is_some() {
+            if entry.admitted.load(Ordering::Relaxed) || entry.run().is_some() {
                 used = used.saturating_add(entry.memory().max(FIRST_ESTIMATE));
             }
         }
@@ -136,8 +143,8 @@ impl Lifecycle {
                 return false;
             }
         }
-        // The memory goes out right after the freeze, in the task that froze it.
-        tokio::time::sleep(RETRY).await;
+        // The task that froze it pushes its memory out too; only when it is out is there room.
+        self.push_out(entry).await;
         entry.memory() < before
     }
 }

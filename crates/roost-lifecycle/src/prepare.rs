@@ -75,8 +75,9 @@ impl Lifecycle {
         if let Ok(usage) = self.shared.warden.usage(&entry.volume).await {
             entry.memory_bytes.store(usage.memory_bytes, Ordering::Relaxed);
         }
+        let mark = self.shared.storage.mark(entry);
         let bytes = self.shared.warden.volume_bytes(&entry.volume).await.ok()?;
-        entry.volume_bytes.store(bytes, Ordering::Relaxed);
+        entry.size().measured(bytes, mark);
         self.shared.catalog.record_usage(UsageDelta { size_bytes: Some(bytes), ..no_usage(entry) });
         Some(bytes)
     }

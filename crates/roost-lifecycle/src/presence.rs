@@ -66,12 +66,9 @@ impl Presence {
         if self.active {
             return Ok(());
         }
-        let run = self.lifecycle.enter(&self.entry, deadline).await?;
+        self.lifecycle.enter(&self.entry, self.run.as_deref(), deadline).await?;
         self.active = true;
-        match &self.run {
-            Some(mine) if mine.generation != run.generation => Err(WakeError::ShuttingDown),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Gives the activity lease back: Postgres owes this session nothing.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use roost_catalog::model::{Database, State, Transition, UsageDelta, VolumeRecord};
+use roost_postgres::settings::WalLevel;
 use roost_warden::protocol::{ShutdownMode, StartSpec};
 use roost_warden::{Instance, WardenError};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -17,7 +18,8 @@ use crate::Lifecycle;
 use crate::entry::{ClosingReason, Entry, Run, step_time};
 use crate::error::StartFailure;
 use crate::hook::HookContext;
-use crate::ladder::{Event, Phase};
+use crate::ladder::{Command, Event, Phase};
+use crate::prepare::no_usage;
 
 impl Lifecycle {
     /// Admits starts in order of arrival, for as long as the node lives.
@@ -30,6 +32,7 @@ impl Lifecycle {
             let lifecycle = self.clone();
             tokio::spawn(async move {
                 lifecycle.start(&entry, room).await;
+                entry.admitted.store(false, Ordering::Relaxed);
                 lifecycle.shared.starting.fetch_sub(1, Ordering::Relaxed);
                 drop(place);
             });
@@ -38,28 +41,33 @@ impl Lifecycle {
 
     async fn start(&self, entry: &Arc<Entry>, room: Result<(), StartFailure>) {
         let result = match room {
+            Ok(()) if self.shared.shutting_down.load(Ordering::Acquire) => Err(StartFailure::ShuttingDown),
             Ok(()) => self.start_instance(entry).await,
             Err(failure) => Err(failure),
         };
         match result {
             Ok(run) => {
-                let now = Instant::now();
-                let mut inner = entry.lock();
-                inner.run = Some(run.clone());
-                inner.failure = None;
-                let (took, from) = step_time(&inner, now);
-                let command = entry.on(&mut inner, Event::Started, now);
-                drop(inner);
+                let (command, took, from) = {
+                    let now = Instant::now();
+                    let mut inner = entry.lock();
+                    inner.run = Some(run.clone());
+                    inner.failure = None;
+                    let (took, from) = step_time(&inner, now);
+                    (entry.on(&mut inner, Event::Started, now), took, from)
+                };
                 self.carry_out(entry, command);
                 self.record(entry, from, State::Running, took, "wake");
+                self.reload_after_step(entry).await;
                 if *run.exited.borrow() {
                     // It died before the entry knew it, so nobody has acted on its exit yet.
                     self.exited(entry, run.generation);
                 }
             }
             Err(failure) => {
-                tracing::error!(database = %entry.id, error = %failure, "start failed");
-                self.shared.metrics.start_failed();
+                if !matches!(failure, StartFailure::ShuttingDown) {
+                    tracing::error!(database = %entry.id, error = %failure, "start failed");
+                    self.shared.metrics.start_failed();
+                }
                 let now = Instant::now();
                 let mut inner = entry.lock();
                 let (took, from) = step_time(&inner, now);
@@ -79,30 +87,60 @@ impl Lifecycle {
         let database = self.shared.catalog.database(&entry.id).await?;
         let database =
             database.filter(|database| database.deleted_at.is_none()).ok_or(StartFailure::Deleted)?;
-        let instance = match self.shared.warden.start(self.start_spec(entry, &database)).await {
-            // An earlier node's request may have finished after we asked what runs.
-            Err(WardenError::AlreadyRunning { .. }) => self.find_running(entry).await?,
-            other => other?,
-        };
-        if database.volume.is_none() {
-            // Before the first client's first byte, or a node that dies now could take the volume for missing.
-            let volume = VolumeRecord {
-                template: instance.template.clone(),
-                system_identifier: instance.system_identifier,
-            };
-            self.shared.catalog.set_volume(&entry.id, volume).await?;
-        }
+        // Settings that change from here on are not in what the instance is started with.
+        entry.reload_due.store(false, Ordering::SeqCst);
+        let read_only = self.storage_at_start(entry, &database)?;
+        let instance = self.launch(entry, self.start_spec(entry, &database, read_only)).await?;
+        let volume = database.volume.is_none().then(|| VolumeRecord {
+            template: instance.template.clone(),
+            system_identifier: instance.system_identifier,
+        });
         let run = self.install(entry, instance, Arc::new(database.settings));
-        if let Err(failure) = self.after_start(entry, &run).await {
+        let entered = async {
+            if let Some(volume) = volume {
+                // Before the first client's first byte, or a node that dies now could take the volume for missing.
+                self.shared.catalog.set_volume(&entry.id, volume).await?;
+            }
+            self.after_start(entry, &run).await
+        };
+        if let Err(failure) = entered.await {
             let _ = self.end_run(entry, &run, ShutdownMode::Fast).await;
             return Err(failure);
         }
         Ok(run)
     }
 
-    fn start_spec(&self, entry: &Entry, database: &Database) -> StartSpec {
+    async fn launch(&self, entry: &Entry, mut spec: StartSpec) -> Result<Instance, StartFailure> {
+        match self.shared.warden.start(spec.clone()).await {
+            // An earlier node's request may have finished after we asked what runs.
+            Err(WardenError::AlreadyRunning { .. }) => {
+                entry.reload_due.store(true, Ordering::SeqCst);
+                self.find_running(entry).await
+            }
+            Err(WardenError::StartFailed { log, .. })
+                if spec.settings.wal_level != WalLevel::Logical && needs_logical_wal(&log) =>
+            {
+                tracing::warn!(
+                    database = %entry.id,
+                    "it has logical replication slots, so wal_level stays logical until they are dropped"
+                );
+                spec.settings.wal_level = WalLevel::Logical;
+                Ok(self.shared.warden.start(spec).await?)
+            }
+            Err(error @ WardenError::StartFailed { .. }) => {
+                // Postgres says so in many ways; its files may say it in one.
+                let report = self.shared.warden.inspect_volume(&entry.volume).await;
+                match report.ok().and_then(|report| report.damage) {
+                    Some(detail) => Err(WardenError::VolumeDamaged { volume: entry.volume, detail }.into()),
+                    None => Err(error.into()),
+                }
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn start_spec(&self, entry: &Entry, database: &Database, read_only: bool) -> StartSpec {
         let config = &self.shared.config;
-        let read_only = self.shared.storage_short.load(Ordering::Relaxed);
         StartSpec {
             volume: entry.volume,
             major: database.major,
@@ -138,6 +176,7 @@ impl Lifecycle {
         let run = Arc::new(Run {
             generation: inner.generation,
             socket_dir: Arc::from(instance.socket_dir),
+            log: Arc::from(instance.log),
             closing: watch::Sender::new(None),
             exited,
             since: Instant::now(),
@@ -170,16 +209,24 @@ impl Lifecycle {
 
     /// Opens the freezer.
     pub(crate) async fn thaw(&self, entry: &Arc<Entry>) {
+        let generation = entry.lock().generation;
         let result = self.shared.warden.thaw(&entry.volume).await;
         let now = Instant::now();
         match result {
             Ok(()) => {
-                let mut inner = entry.lock();
-                let (took, from) = step_time(&inner, now);
-                let command = entry.on(&mut inner, Event::Thawed, now);
-                drop(inner);
+                let (command, took, from) = {
+                    let mut inner = entry.lock();
+                    if inner.generation != generation {
+                        return; // that run is over, and this answer says nothing about the next one
+                    }
+                    let (took, from) = step_time(&inner, now);
+                    (entry.on(&mut inner, Event::Thawed, now), took, from)
+                };
                 self.carry_out(entry, command);
-                self.record(entry, from, State::Running, took, "wake");
+                if command == Command::Open {
+                    self.record(entry, from, State::Running, took, "wake");
+                    self.reload_after_step(entry).await;
+                }
             }
             Err(WardenError::NotRunning { .. } | WardenError::Closed) => {} // its exit, or the node's, is on its way
             Err(error) => {
@@ -187,6 +234,13 @@ impl Lifecycle {
                 tracing::error!(database = %entry.id, %error, "thawing failed; the instance is killed and restarted");
                 let _ = self.shared.warden.shutdown(&entry.volume, ShutdownMode::Kill).await;
             }
+        }
+    }
+
+    /// Settings may have changed while the step up was made.
+    async fn reload_after_step(&self, entry: &Entry) {
+        if let Err(error) = self.reload_if_due(entry).await {
+            tracing::error!(database = %entry.id, %error, "changed settings did not reach Postgres");
         }
     }
 
@@ -200,8 +254,8 @@ impl Lifecycle {
         }
         let command = entry.on(&mut inner, Event::Exited, Instant::now());
         inner.run = None;
-        drop(inner);
         run.closing.send_replace(Some(ClosingReason::Crashed));
+        drop(inner);
         self.shared.metrics.crashed();
         self.carry_out(entry, command);
     }
@@ -209,6 +263,8 @@ impl Lifecycle {
     /// After an exit that nobody asked for: cleans up, and starts again when it is due.
     pub(crate) async fn recover(&self, entry: &Arc<Entry>, at: Instant) {
         entry.notify();
+        self.record_cpu(entry).await;
+        let mut changes = entry.subscribe();
         let report = self.release_instance(entry).await;
         let clean = report.as_ref().is_some_and(|report| report.clean);
         let event = if clean {
@@ -217,12 +273,16 @@ impl Lifecycle {
         } else {
             tracing::error!(database = %entry.id, ?report, "Postgres died; it is started again");
             self.record(entry, State::Running, State::Failed, Duration::ZERO, &crash_reason(report.as_ref()));
-            tokio::time::sleep_until(at).await;
+            while matches!(entry.lock().ladder.phase(), Phase::Recovering { .. })
+                && let Ok(Ok(())) = tokio::time::timeout_at(at, changes.changed()).await
+            {}
             if self.shared.shutting_down.load(Ordering::Acquire) { Event::Stopped } else { Event::RestartDue }
         };
         let mut inner = entry.lock();
+        inner.ended += 1;
         let command = entry.on(&mut inner, event, Instant::now());
         drop(inner);
+        entry.memory_bytes.store(0, Ordering::Relaxed);
         self.carry_out(entry, command);
         entry.notify();
         self.retire_if_unused(entry);
@@ -251,20 +311,23 @@ impl Lifecycle {
         self.shared.catalog.record_transition(Transition { database: entry.id, at, from, to, took, reason });
     }
 
-    /// Adds the time that a run lasted to the usage counters.
-    pub(crate) fn record_run(&self, entry: &Entry, run: &Run) {
-        self.shared.catalog.record_usage(UsageDelta {
-            database: entry.id,
-            sessions: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            cpu: Duration::ZERO,
-            running: run.since.elapsed(),
-            last_used_at: None,
-            size_bytes: None,
-            xid_age: None,
-        });
+    /// Adds the time that a run lasted, and the processor time that it took, to the usage counters. To be called when
+    /// it has ended and before it is released, which forgets them.
+    pub(crate) async fn record_run(&self, entry: &Entry, run: &Run) {
+        self.shared.catalog.record_usage(UsageDelta { running: run.since.elapsed(), ..no_usage(entry) });
+        self.record_cpu(entry).await;
     }
+
+    async fn record_cpu(&self, entry: &Entry) {
+        if let Ok(usage) = self.shared.warden.usage(&entry.volume).await {
+            self.shared.catalog.record_usage(UsageDelta { cpu: usage.cpu, ..no_usage(entry) });
+        }
+    }
+}
+
+/// Whether Postgres refused to start because logical slots are there and `wal_level` is lower.
+fn needs_logical_wal(log: &[String]) -> bool {
+    log.iter().any(|line| line.contains("logical replication slot") && line.contains("wal_level"))
 }
 
 fn crash_reason(report: Option<&roost_warden::ExitReport>) -> String {

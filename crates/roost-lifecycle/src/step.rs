@@ -72,6 +72,11 @@ impl Lifecycle {
         deadline: Instant,
     ) -> Result<(), StepError> {
         let Some(entry) = self.shared.entries.pin().get(id).cloned() else { return Ok(()) };
+        // Like every step down but those that are in a hurry.
+        if reason == ClosingReason::Stopped && entry.state() == State::Running && entry.gate.leases() == 0 {
+            let _step = entry.steps.lock().await;
+            self.prepare(&entry).await;
+        }
         self.stop_entry(&entry, reason, deadline).await
     }
 
@@ -83,20 +88,35 @@ impl Lifecycle {
     pub async fn settings_changed(&self, id: &DatabaseId) -> Result<(), StepError> {
         let Some(entry) = self.shared.entries.pin().get(id).cloned() else { return Ok(()) };
         let Ok(Some(database)) = self.shared.catalog.database(id).await else { return Ok(()) };
-        let settings = Arc::new(database.settings);
-        entry.lock().settings = settings.clone();
-        if entry.state() == State::Running {
-            self.reload(&entry).await.map_err(|error| StepError::Warden(Arc::new(error)))?;
-        }
-        Ok(())
+        entry.lock().settings = Arc::new(database.settings);
+        // Another limit is another verdict.
+        entry.size().forget_measurement();
+        entry.reload_due.store(true, Ordering::SeqCst);
+        self.reload_if_due(&entry).await.map_err(|error| StepError::Warden(Arc::new(error)))
     }
 
-    pub(crate) async fn reload(&self, entry: &Entry) -> Result<(), WardenError> {
+    /// Writes the configuration of a running instance again if it changed. That of one that does not run now is written
+    /// when it runs: whoever makes it run asks again afterwards.
+    pub(crate) async fn reload_if_due(&self, entry: &Entry) -> Result<(), WardenError> {
+        // One after the other, or an older configuration could be written last.
+        let _reload = entry.reloads.lock().await;
+        if entry.lock().ladder.phase() != Phase::Running || !entry.reload_due.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        // What the entry knows may be older: a start that was under way brought what it had read before.
+        if let Ok(Some(database)) = self.shared.catalog.database(&entry.id).await {
+            entry.lock().settings = Arc::new(database.settings);
+        }
         let settings = entry.lock().settings.clone();
-        let read_only =
-            self.shared.storage_short.load(Ordering::Relaxed) || entry.read_only.load(Ordering::Relaxed);
+        let read_only = entry.read_only.load(Ordering::SeqCst);
         let settings = self.shared.config.instance_settings(&settings, read_only);
-        self.shared.warden.reload(&entry.volume, settings).await
+        match self.shared.warden.reload(&entry.volume, settings).await {
+            Ok(()) | Err(WardenError::NotRunning { .. }) => Ok(()),
+            Err(error) => {
+                entry.reload_due.store(true, Ordering::SeqCst);
+                Err(error)
+            }
+        }
     }
 
     /// Stops everything, longest idle first, and returns when it is done or the deadline has passed. No session is
@@ -139,34 +159,47 @@ impl Lifecycle {
         deadline: Instant,
     ) -> Result<(), StepError> {
         let began = Instant::now();
+        let mut changes = entry.subscribe();
+        // How many runs had ended when the end of this one was under way: a demand may have begun the next one before
+        // this task looks again, and that one is not to be stopped.
+        let mut ended_before = None;
         loop {
-            {
-                let mut inner = entry.lock();
-                let phase = inner.ladder.phase();
-                if phase == Phase::Stopped {
-                    drop(inner);
-                    self.retire_if_unused(entry);
-                    return Ok(());
-                }
-                let command = entry.on(&mut inner, Event::Stop, Instant::now());
-                if let Command::Shutdown { .. } = command {
-                    if let Some(run) = &inner.run {
-                        run.closing.send_replace(Some(reason));
-                    }
-                    inner.step_began = Some((Instant::now(), crate::entry::state_of(phase)));
-                }
-                drop(inner);
-                entry.notify();
-                self.carry_out(entry, command);
+            let (phase, ended) = {
+                let inner = entry.lock();
+                (inner.ladder.phase(), inner.ended)
+            };
+            if phase == Phase::Stopped || ended_before.is_some_and(|before| before != ended) {
+                self.retire_if_unused(entry);
+                return Ok(());
             }
-            let mut changes = entry.subscribe();
-            if entry.lock().ladder.phase() == Phase::Stopped {
+            if ended_before.is_none() {
+                ended_before = self.begin_stop(entry, reason);
                 continue;
             }
             if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
                 return Err(StepError::Deadline(began.elapsed()));
             }
         }
+    }
+
+    /// Begins a stop, whoever holds the database. How many runs had ended before, if a stop is under way now.
+    pub(crate) fn begin_stop(&self, entry: &Arc<Entry>, reason: ClosingReason) -> Option<u64> {
+        let mut inner = entry.lock();
+        let phase = inner.ladder.phase();
+        let command = entry.on(&mut inner, Event::Stop, Instant::now());
+        if let Command::Shutdown { .. } = command {
+            if let Some(run) = &inner.run {
+                run.closing.send_replace(Some(reason));
+            }
+            inner.step_began = Some((Instant::now(), crate::entry::state_of(phase)));
+        }
+        let under_way = matches!(inner.ladder.phase(), Phase::Stopping { .. }).then_some(inner.ended);
+        drop(inner);
+        if command != Command::Nothing {
+            entry.notify();
+        }
+        self.carry_out(entry, command);
+        under_way
     }
 
     async fn wait_for(
@@ -217,10 +250,14 @@ impl Lifecycle {
 
     /// Freezes; the gate is closed already.
     pub(crate) async fn freeze_now(&self, entry: &Arc<Entry>) {
+        let generation = entry.lock().generation;
         let result = self.shared.warden.freeze(&entry.volume).await;
         let (command, took, frozen) = {
             let now = Instant::now();
             let mut inner = entry.lock();
+            if inner.generation != generation {
+                return; // that run is over, and this answer says nothing about the next one
+            }
             let (took, _) = step_time(&inner, now);
             let event = if result.is_ok() { Event::Frozen } else { Event::FreezeFailed };
             (entry.on(&mut inner, event, now), took, inner.ladder.phase() == Phase::Frozen)
@@ -237,7 +274,7 @@ impl Lifecycle {
     }
 
     /// Pushes a frozen instance's memory out to swap.
-    async fn push_out(&self, entry: &Entry) {
+    pub(crate) async fn push_out(&self, entry: &Entry) {
         if let Err(error) = self.shared.warden.reclaim(&entry.volume).await {
             tracing::debug!(database = %entry.id, %error, "memory was not pushed out");
         }
@@ -249,10 +286,33 @@ impl Lifecycle {
     /// Carries out a stop that the ladder decided.
     pub(crate) async fn shut_down(&self, entry: &Arc<Entry>, frozen: bool) {
         entry.notify();
-        let Some(run) = entry.run() else { return self.stopped(entry) };
+        let Some(run) = entry.run() else { return self.stopped(entry, "stop") };
         if frozen && let Err(error) = self.shared.warden.thaw(&entry.volume).await {
             tracing::error!(database = %entry.id, %error, "thawing before a stop failed");
         }
+        let reason = *run.closing.borrow();
+        if !reason.is_some_and(ClosingReason::is_urgent) {
+            self.before_stop(entry, &run, frozen).await;
+        }
+        let clean = self.end_run(entry, &run, ShutdownMode::Fast).await;
+        if !clean {
+            tracing::error!(database = %entry.id, "the stop was not clean; the next start recovers from the log");
+        }
+        let reason = match reason {
+            None => "stop: idle",
+            Some(ClosingReason::Stopped) => "stop: by hand",
+            Some(ClosingReason::MemoryPressure) => "stop: memory is short",
+            Some(ClosingReason::StorageFull) => "stop: it grew beyond its storage limit",
+            Some(ClosingReason::NodeStorageShort) => "stop: it grew while the node's disk was nearly full",
+            Some(ClosingReason::Deleted) => "stop: deleted",
+            Some(ClosingReason::ShuttingDown) => "stop: the node ends",
+            Some(ClosingReason::Crashed) => "stop: crashed",
+        };
+        self.stopped(entry, reason);
+    }
+
+    /// What is owed to a database before its clean shutdown begins.
+    async fn before_stop(&self, entry: &Entry, run: &Run, frozen: bool) {
         for hook in &self.shared.hooks {
             let context = HookContext { database: &entry.id, socket_dir: &run.socket_dir };
             let step = tokio::time::timeout(hook.bound(), hook.before_stop(context));
@@ -261,25 +321,20 @@ impl Lifecycle {
             }
         }
         if !frozen {
-            self.read_roles(entry, &run).await;
+            self.read_roles(entry, run).await;
         }
-        let clean = self.end_run(entry, &run, ShutdownMode::Fast).await;
-        if !clean {
-            tracing::error!(database = %entry.id, "the stop was not clean; the next start recovers from the log");
-        }
-        self.record_run(entry, &run);
-        self.stopped(entry);
     }
 
-    fn stopped(&self, entry: &Arc<Entry>) {
+    fn stopped(&self, entry: &Arc<Entry>, reason: &str) {
         let now = Instant::now();
         let mut inner = entry.lock();
         let (took, from) = step_time(&inner, now);
         inner.run = None;
+        inner.ended += 1;
         let command = entry.on(&mut inner, Event::Stopped, now);
         drop(inner);
         entry.memory_bytes.store(0, Ordering::Relaxed);
-        self.record(entry, from, State::Stopped, took, "stop");
+        self.record(entry, from, State::Stopped, took, reason);
         self.carry_out(entry, command);
         entry.notify();
         self.retire_if_unused(entry);
@@ -307,6 +362,7 @@ impl Lifecycle {
             }
             tracing::error!(database = %entry.id, ?mode, ?patience, "Postgres did not stop in time");
         }
+        self.record_run(entry, run).await;
         self.release_instance(entry).await.is_some_and(|report| report.clean)
     }
 }

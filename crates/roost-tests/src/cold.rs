@@ -65,7 +65,7 @@ impl ColdCopy {
             "_roost",
             &[],
         )?;
-        let mut check = psql::client_program("pg_amcheck");
+        let mut check = psql::client_program(&self.installation.program("pg_amcheck"));
         check.arg("-h").arg(server.socket_folder()).args(["-U", "_roost", "--all", "--install-missing"]);
         check.args(["--maintenance-db=postgres", "--heapallindexed", "--on-error-stop"]);
         command::run(&mut check, b"", DEADLINE)?.success().context("pg_amcheck")?;

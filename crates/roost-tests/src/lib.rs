@@ -8,7 +8,9 @@
 //! | module | what it is for |
 //! | --- | --- |
 //! | [`node`] | starts `roost up`, runs commands against it, kills and revives it, and ends it without a trace |
-//! | [`machine`] | what this machine has: programs, Postgres installations, the processes, mounts and cgroups of a node |
+//! | [`machine`] | what this machine has: programs, Postgres installations, processes, mounts and cgroups |
+//! | `traces` | what a node leaves outside its folders, and its removal |
+//! | [`command_line`] | `roost ...`, as a user types it |
 //! | [`command`] | runs a program with a deadline |
 //! | [`session`] | client sessions in this process (tokio-postgres) |
 //! | [`ledger`] | the independent record of acknowledged writes, and the writers that fill it |
@@ -16,12 +18,15 @@
 //! | [`plain`] | a Postgres that Roost has nothing to do with, to compare with |
 //! | [`tpch`] | TPC-H: data, keys, the 22 queries |
 //! | [`psql`] | psql and the other client programs of Debian's package |
+//! | [`disk`] | a file system of a test's own, that can be filled |
 //! | [`http`] | a request on the node's HTTP port |
 //! | [`random`] | repeatable randomness from a printed seed |
 //! | [`soak`] | hours of load and faults |
 
 pub mod cold;
 pub mod command;
+pub mod command_line;
+pub mod disk;
 pub mod http;
 pub mod ledger;
 pub mod machine;
@@ -32,3 +37,4 @@ pub mod random;
 pub mod session;
 pub mod soak;
 pub mod tpch;
+mod traces;

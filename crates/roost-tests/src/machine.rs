@@ -32,7 +32,8 @@ pub fn roost_binary() -> Result<PathBuf> {
 
 /// The Python that has the clients of `clients/python/requirements.txt`.
 pub fn python() -> Result<PathBuf> {
-    let path = crate_folder().join("../../.venv/bin/python");
+    // The path decides which environment Python takes itself to be in, so it is to have no links before the last part.
+    let path = crate_folder().join("../..").canonicalize()?.join(".venv/bin/python");
     if !path.exists() {
         bail!("the Python clients are not installed: run scripts/install-test-dependencies");
     }

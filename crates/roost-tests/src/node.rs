@@ -1,8 +1,8 @@
 //! One node of a test: `roost up` in a folder of its own, with ports that the system picked, ended without a trace.
 //!
 //! The harness plays the part of systemd and of the administrator: [`Node::revive`] starts `roost up` again when it is
-//! gone, [`Node::stop`] ends it with SIGTERM. When a `Node` is dropped, nothing of it may be left: a process, a mount or a
-//! cgroup that is still there fails the test. What a killed test left is swept by the next one.
+//! gone, [`Node::stop`] ends it with SIGTERM. A test ends with [`Node::finish`], which fails if a process, a mount or a cgroup
+//! of the node is left. What a test left that was killed is swept by the next one.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -18,18 +18,14 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::command::{self, Finished};
+use crate::command_line::CommandLine;
 use crate::machine::{self, Installation, Process};
-
-/// Where nodes' folders are made: short, for socket paths may have 108 bytes.
-const FOLDERS: &str = "/tmp";
-const FOLDER_PREFIX: &str = "rt-";
+use crate::traces;
 
 /// How long a node may take until it is ready: the first start makes a template (initdb), two at a time on two cores.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 /// How long SIGTERM may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
-/// How long a command of the command line may take.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How a node is started.
 #[derive(Debug, Clone, Default)]
@@ -71,8 +67,9 @@ impl Setup {
 
     /// Starts the node and waits until it is ready.
     pub fn start(self) -> Result<Node> {
-        sweep();
-        let folder = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir_in(FOLDERS)?.keep();
+        traces::sweep();
+        let folder =
+            tempfile::Builder::new().prefix(traces::FOLDER_PREFIX).tempdir_in(traces::FOLDERS)?.keep();
         fs::write(folder.join("owner"), std::process::id().to_string())?;
         // The node's process is not root, and passes through here.
         fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -83,7 +80,7 @@ impl Setup {
             free_addresses()?
         };
         let mut node = Node {
-            command_line: CommandLine { binary: machine::roost_binary()?, run: folder.join("r") },
+            command_line: CommandLine::new(machine::roost_binary()?, folder.join("r")),
             log: folder.join("node.log"),
             folder,
             data,
@@ -107,39 +104,6 @@ pub struct Database {
     pub name: String,
     /// A URL to connect with, as the owner.
     pub url: String,
-}
-
-/// The command line of one node. Clones talk to the same node, also while it is being killed.
-#[derive(Debug, Clone)]
-pub struct CommandLine {
-    binary: PathBuf,
-    run: PathBuf,
-}
-
-impl CommandLine {
-    /// A `roost` command that finds the node.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.env("ROOST_RUN", &self.run).env("NO_COLOR", "1");
-        command
-    }
-
-    /// Runs `roost ARGUMENTS` to its end, whatever it says.
-    pub fn try_run(&self, arguments: &[&str]) -> Result<Finished> {
-        command::run(self.command().args(arguments), b"", COMMAND_DEADLINE)
-    }
-
-    /// Runs `roost ARGUMENTS`, which must succeed, and returns its standard output.
-    pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        let finished = self.try_run(arguments)?.success();
-        Ok(finished.with_context(|| format!("roost {}", arguments.join(" ")))?.text())
-    }
-
-    /// Runs `roost ARGUMENTS --json`, which must succeed, and returns what it printed.
-    pub fn run_json(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.run(&[arguments, &["--json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("roost {} --json: {text}", arguments.join(" ")))
-    }
 }
 
 /// A running (or killed) node.
@@ -170,7 +134,7 @@ impl Node {
 
     /// Its RUN folder.
     pub fn run(&self) -> &Path {
-        &self.command_line.run
+        self.command_line.run_folder()
     }
 
     /// A folder for the test's own files, removed with the node.
@@ -293,6 +257,25 @@ impl Node {
         Ok(self.wakes_from(name, "stopped")? + self.wakes_from(name, "frozen")?)
     }
 
+    /// Ensures that a database was woken exactly `stopped` times from stopped and `frozen` times from frozen. History is
+    /// written in batches, so the last steps may take a moment to be told.
+    pub fn ensure_wakes(&self, name: &str, stopped: u64, frozen: u64) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let seen = (self.wakes_from(name, "stopped")?, self.wakes_from(name, "frozen")?);
+            if seen == (stopped, frozen) {
+                return Ok(());
+            }
+            let pending = seen.0 <= stopped && seen.1 <= frozen && Instant::now() < end;
+            ensure!(
+                pending,
+                "{name} woke {seen:?} times from stopped and frozen, not {:?}",
+                (stopped, frozen)
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The process id of `roost up`.
     pub fn warden_pid(&self) -> Result<i32> {
         let warden = self.warden.as_ref().context("the warden does not run")?;
@@ -309,7 +292,7 @@ impl Node {
 
     /// The processes of one database's instance.
     pub fn instance_processes(&self, database: &Database) -> Vec<Process> {
-        self.processes().into_iter().filter(|process| belongs(process, &database.id)).collect()
+        self.processes().into_iter().filter(|process| traces::belongs(process, &database.id)).collect()
     }
 
     /// The process id of a database's postmaster.
@@ -336,7 +319,7 @@ impl Node {
 
     /// Every process of this node: warden, node and instances.
     pub fn processes(&self) -> Vec<Process> {
-        processes_of(&self.folder, &self.data, &self.ids())
+        traces::processes_of(&self.folder, &self.data, &self.ids())
     }
 
     /// Kills the node's process with SIGKILL; the warden starts it again.
@@ -412,11 +395,18 @@ impl Node {
         Ok(took)
     }
 
+    /// Ends a test: stops the node as [`Self::stop`] does, and removes its folder.
+    pub fn finish(mut self) -> Result<()> {
+        self.stop().map(drop)
+    }
+
     /// What there is of this node on the machine outside its folders: processes, mounts, cgroups.
     pub fn leftovers(&self) -> Vec<String> {
         let ids = self.ids();
         let mut left: Vec<String> = self.processes().iter().map(|process| format!("{process:?}")).collect();
-        left.extend(mounts(&self.folder, &self.data).iter().map(|path| format!("mount {}", path.display())));
+        left.extend(
+            traces::mounts(&self.folder, &self.data).iter().map(|path| format!("mount {}", path.display())),
+        );
         for id in &ids {
             left.extend(machine::cgroups_with(id).iter().map(|path| format!("cgroup {}", path.display())));
         }
@@ -486,7 +476,7 @@ impl Node {
 
     /// Ids of all databases that this node has had.
     fn ids(&self) -> Vec<String> {
-        let mut ids = database_folders(&self.data);
+        let mut ids = traces::database_folders(&self.data);
         ids.extend(self.names.iter().cloned());
         ids.sort();
         ids.dedup();
@@ -501,18 +491,15 @@ impl Node {
 }
 
 impl Drop for Node {
-    #[allow(
-        clippy::panic,
-        clippy::print_stderr,
-        reason = "a test that leaves processes behind has failed, and says so"
-    )]
+    /// A node that was not [finished](Node::finish) belongs to a test that failed: it is ended in whatever way works.
+    #[allow(clippy::print_stderr, reason = "the test runner shows it when the test failed")]
     fn drop(&mut self) {
-        let mut problem = None;
-        if self.warden.is_some() {
-            problem = self.stop().err();
-        }
-        // The test runner shows this only when the test failed.
         eprintln!("--- end of the log of {} ---\n{}", self.folder.display(), self.log_end());
+        if self.warden.is_some()
+            && let Err(error) = self.stop()
+        {
+            eprintln!("--- at the end: {error:#}");
+        }
         if std::env::var_os("ROOST_TEST_KEEP").is_some() {
             eprintln!("kept: {}", self.folder.display());
             return;
@@ -522,12 +509,7 @@ impl Drop for Node {
             let _ = warden.kill();
             let _ = warden.wait();
         }
-        clean_up(&self.folder, &self.data, &self.ids());
-        if let Some(problem) = problem
-            && !thread::panicking()
-        {
-            panic!("{problem:#}");
-        }
+        traces::clean_up(&self.folder, &self.data, &self.ids());
     }
 }
 
@@ -535,89 +517,4 @@ impl Drop for Node {
 fn free_addresses() -> Result<(String, String)> {
     let (one, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
     Ok((one.local_addr()?.to_string(), other.local_addr()?.to_string()))
-}
-
-/// The ids of databases that have files under `data`.
-fn database_folders(data: &Path) -> Vec<String> {
-    let shelves = fs::read_dir(data.join("databases")).into_iter().flatten().flatten();
-    shelves
-        .flat_map(|shelf| fs::read_dir(shelf.path()).into_iter().flatten().flatten())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
-}
-
-/// Whether a process is in a cgroup of the database with this id, or names it in its arguments.
-fn belongs(process: &Process, id: &str) -> bool {
-    process.arguments.contains(id)
-        || fs::read_to_string(format!("/proc/{}/cgroup", process.pid))
-            .is_ok_and(|cgroups| cgroups.contains(id))
-}
-
-fn processes_of(folder: &Path, data: &Path, ids: &[String]) -> Vec<Process> {
-    let folders = [folder, data].map(|path| path.to_string_lossy().into_owned());
-    machine::processes(|process, cgroups| {
-        ids.iter().any(|id| cgroups.contains(id.as_str()))
-            || (process.name.starts_with("roost") || process.arguments.contains("postgres"))
-                && (folders.iter().any(|folder| mentions(&process.arguments, folder))
-                    || ids.iter().any(|id| process.arguments.contains(id.as_str())))
-    })
-}
-
-/// Whether one of the arguments is `folder` or inside it.
-fn mentions(arguments: &str, folder: &str) -> bool {
-    arguments
-        .match_indices(folder)
-        .any(|(at, _)| matches!(arguments.as_bytes().get(at + folder.len()), None | Some(b'/' | b' ')))
-}
-
-fn mounts(folder: &Path, data: &Path) -> Vec<PathBuf> {
-    // DATA may be a mount itself, which is not the node's.
-    let mut found = machine::mounts_with(&format!("{}/", folder.display()));
-    found.extend(machine::mounts_with(&format!("{}/", data.display())));
-    found.retain(|path| path != data);
-    found
-}
-
-/// Ends every process of a node, and removes its mounts, cgroups and folder, as far as that goes.
-fn clean_up(folder: &Path, data: &Path, ids: &[String]) {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let cgroups: Vec<PathBuf> = ids.iter().flat_map(|id| machine::cgroups_with(id)).collect();
-        for cgroup in &cgroups {
-            // Which of these files exists depends on the cgroup version; a frozen process cannot be killed in v1.
-            let _ = fs::write(cgroup.join("freezer.state"), "THAWED");
-            let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
-        }
-        let processes = processes_of(folder, data, ids);
-        for process in &processes {
-            let _ = machine::signal(process.pid, Signal::KILL);
-        }
-        let points = mounts(folder, data);
-        for point in &points {
-            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
-        }
-        for cgroup in &cgroups {
-            let _ = fs::remove_dir(cgroup);
-        }
-        if (processes.is_empty() && cgroups.is_empty() && points.is_empty()) || Instant::now() > end {
-            break;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    let _ = fs::remove_dir_all(folder);
-}
-
-/// Removes what tests left that were killed before they could.
-fn sweep() {
-    for entry in fs::read_dir(FOLDERS).into_iter().flatten().flatten() {
-        let folder = entry.path();
-        if !entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX) {
-            continue;
-        }
-        let owner = fs::read_to_string(folder.join("owner")).ok().and_then(|text| text.parse().ok());
-        if owner.is_some_and(|pid| machine::process(pid).is_none()) {
-            let data = folder.join("d");
-            clean_up(&folder, &data, &database_folders(&data));
-        }
-    }
 }

@@ -13,14 +13,14 @@ const DEADLINE: Duration = Duration::from_secs(900);
 
 /// `psql` without a user's own settings, connecting by `connection` (a URL or `key=value` pairs).
 pub fn command(connection: &str) -> Command {
-    let mut command = client_program("psql");
+    let mut command = client_program(&crate::machine::program("psql"));
     command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", connection]);
     command
 }
 
 /// A client program of Postgres, without a user's own settings.
-pub fn client_program(name: &str) -> Command {
-    let mut command = Command::new(crate::machine::program(name));
+pub fn client_program(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for variable in
         ["PGPASSFILE", "PGSERVICE", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGOPTIONS"]
     {

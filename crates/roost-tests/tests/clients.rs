@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +13,7 @@ use futures_util::{SinkExt, StreamExt, pin_mut};
 use roost_tests::machine::{crate_folder, program, python};
 use roost_tests::node::{Database, Node};
 use roost_tests::session::{Session, sqlstate, url_with};
-use roost_tests::{command, psql};
+use roost_tests::{command, machine, psql};
 use rustix::process::Signal;
 use sqlx::{Connection, Executor};
 use tokio_postgres::NoTls;
@@ -24,6 +25,14 @@ fn run_script(node: &Node, database: &Database, mut script: Command) -> Result<(
     let mut child = script.arg(&database.url).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut input = child.stdin.take().context("no standard input")?;
     let output = BufReader::new(child.stdout.take().context("no standard output")?);
+    let (finished, watched) = mpsc::channel::<()>();
+    let pid = i32::try_from(child.id())?;
+    std::thread::spawn(move || {
+        if watched.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // It hangs: its end ends the loop below.
+            let _ = machine::signal(pid, Signal::KILL);
+        }
+    });
     let mut paused = Vec::new();
     let mut done = false;
     for line in output.lines() {
@@ -38,6 +47,7 @@ fn run_script(node: &Node, database: &Database, mut script: Command) -> Result<(
         }
     }
     let status = command::wait(&mut child, SOON)?;
+    drop(finished);
     ensure!(
         status.success() && done && paused == ["freeze", "stop"],
         "{status}, done: {done}, paused: {paused:?}"
@@ -64,7 +74,8 @@ fn python_clients_work_and_survive_sleep() -> Result<()> {
     let mut node = Node::new()?;
     let database = node.create("python")?;
     run_script(&node, &database, python_script("client_psycopg.py")?).context("psycopg")?;
-    run_script(&node, &database, python_script("client_asyncpg.py")?).context("asyncpg")
+    run_script(&node, &database, python_script("client_asyncpg.py")?).context("asyncpg")?;
+    node.finish()
 }
 
 #[test]
@@ -72,7 +83,8 @@ fn node_clients_work_and_survive_sleep() -> Result<()> {
     let mut node = Node::new()?;
     let database = node.create("node")?;
     run_script(&node, &database, node_script("client_pg.mjs")?).context("pg")?;
-    run_script(&node, &database, node_script("client_postgres.mjs")?).context("postgres")
+    run_script(&node, &database, node_script("client_postgres.mjs")?).context("postgres")?;
+    node.finish()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +134,7 @@ async fn tokio_postgres_works_and_survives_sleep() -> Result<()> {
     node.cli(&["stop", "rust"])?;
     let session = Session::open(&database.url).await?;
     assert_eq!(session.value::<i64>("SELECT count(*) FROM t", &[]).await?, 5001);
-    Ok(())
+    node.finish()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +173,7 @@ async fn sqlx_works_and_survives_sleep() -> Result<()> {
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&pool).await?;
     assert_eq!(count, 5001);
     pool.close().await;
-    Ok(())
+    node.finish()
 }
 
 #[test]
@@ -185,12 +197,12 @@ fn psql_works_and_its_query_is_cancelled_by_an_interrupt() -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()?;
     std::thread::sleep(Duration::from_secs(2));
-    roost_tests::machine::signal(i32::try_from(sleeping.id())?, Signal::INT)?;
+    machine::signal(i32::try_from(sleeping.id())?, Signal::INT)?;
     assert!(!command::wait(&mut sleeping, Duration::from_secs(20))?.success());
     let mut error = String::new();
     std::io::Read::read_to_string(&mut sleeping.stderr.take().context("no standard error")?, &mut error)?;
     assert!(error.contains("canceling statement due to user request"), "{error}");
-    Ok(())
+    node.finish()
 }
 
 /// Tables with most kinds of content that a dump has to carry.
@@ -219,11 +231,11 @@ fn pg_dump_and_pg_restore_carry_a_database_over() -> Result<()> {
     psql::run(&from.url, CONTENT)?;
     let archive = node.scratch().join("dump");
     for format in ["custom", "directory"] {
-        let mut dump = psql::client_program("pg_dump");
+        let mut dump = psql::client_program(&machine::program("pg_dump"));
         dump.args(["--format", format, "--file"]).arg(&archive).args(["--dbname", &from.url]);
         command::run(&mut dump, b"", SOON)?.success().context("pg_dump")?;
         node.cli(&["stop", "to"])?;
-        let mut restore = psql::client_program("pg_restore");
+        let mut restore = psql::client_program(&machine::program("pg_restore"));
         restore
             .args(["--exit-on-error", "--clean", "--if-exists", "--jobs", "2", "--dbname", &to.url])
             .arg(&archive);
@@ -231,7 +243,7 @@ fn pg_dump_and_pg_restore_carry_a_database_over() -> Result<()> {
         assert_eq!(psql::fingerprint(&from.url)?, psql::fingerprint(&to.url)?);
         if archive.is_file() { fs::remove_file(&archive)? } else { fs::remove_dir_all(&archive)? }
     }
-    Ok(())
+    node.finish()
 }
 
 #[test]
@@ -243,7 +255,7 @@ fn roost_dump_and_restore_carry_a_database_over() -> Result<()> {
     assert!(dump.stdout.starts_with(b"PGDMP"), "a dump is in pg_dump's custom format");
     command::run(node.command().args(["restore", "new"]), &dump.stdout, SOON)?.success()?;
     assert_eq!(psql::fingerprint(&from.url)?, psql::fingerprint(&node.new_url("new")?)?);
-    Ok(())
+    node.finish()
 }
 
 #[test]
@@ -266,7 +278,7 @@ fn a_cold_copy_of_a_stopped_database_becomes_another_one() -> Result<()> {
         psql::run(&new, identifier)?,
         "two volumes with one identity"
     );
-    Ok(())
+    node.finish()
 }
 
 /// The node's self-signed certificate.
@@ -304,7 +316,7 @@ fn tls_protects_a_session_and_the_certificate_can_be_verified() -> Result<()> {
         "{}",
         refused.stderr
     );
-    Ok(())
+    node.finish()
 }
 
 /// A certificate that the node does not have: another node's.

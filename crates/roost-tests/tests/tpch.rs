@@ -38,5 +38,6 @@ fn tpch_answers_are_those_of_a_plain_postgres_with_sleep_between_the_queries() -
         eprintln!("query {number}: {} rows, {roost_took:?}; plain {:?}", answer.len(), begun.elapsed());
         ensure!(answer == expected, "query {number}:\n{answer:#?}\nexpected:\n{expected:#?}");
     }
-    plain.stop()
+    plain.stop()?;
+    node.finish()
 }

@@ -6,6 +6,7 @@
 //! no way back. Then Landlock and the system call filter, and at once after it the execution. A failure at any step
 //! travels to the warden by the set-up pipe, and the process ends without having run a byte of the tenant's.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
@@ -31,7 +32,7 @@ use crate::sys;
 use crate::volumes::Volumes;
 
 /// The descriptor that holds the volume's lock in every process of an instance.
-const LOCK_DESCRIPTOR: i32 = 3;
+pub(crate) const LOCK_DESCRIPTOR: i32 = 3;
 
 /// Everything that the first process needs, prepared by the warden.
 #[derive(Debug)]
@@ -53,14 +54,22 @@ pub(crate) struct Confinement<'a> {
     pub(crate) filter: &'a Filter,
 }
 
-/// Runs in the new process. Returns only what went wrong.
+/// Runs in the new process.
 pub(crate) fn run(plan: &Confinement<'_>, setup: &OwnedFd) -> ! {
+    report(setup, |setup| prepare_and_execute(plan, setup))
+}
+
+/// Does what ends in the execution of Postgres, and tells the warden what went wrong if it does not.
+pub(crate) fn report(
+    setup: &OwnedFd,
+    prepare_and_execute: impl FnOnce(BorrowedFd<'_>) -> Result<Infallible, WardenError>,
+) -> ! {
     // Above the descriptors that the instance keeps, where it stays until the execution closes it.
     let setup = match fcntl_dupfd_cloexec(setup, LOCK_DESCRIPTOR + 1) {
         Ok(high) => high,
         Err(_) => sys::exit_now(70),
     };
-    let error = match prepare_and_execute(plan, setup.as_fd()) {
+    let error = match prepare_and_execute(setup.as_fd()) {
         Err(error) => error,
         Ok(never) => match never {},
     };
@@ -69,10 +78,7 @@ pub(crate) fn run(plan: &Confinement<'_>, setup: &OwnedFd) -> ! {
     sys::exit_now(71)
 }
 
-fn prepare_and_execute(
-    plan: &Confinement<'_>,
-    setup: BorrowedFd<'_>,
-) -> Result<std::convert::Infallible, WardenError> {
+fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<Infallible, WardenError> {
     let volume = plan.spec.volume;
     sys::reset_signals().step("reset the signals")?;
     plan.group.join().step("join the control groups")?;
@@ -93,6 +99,8 @@ fn prepare_and_execute(
     }
     sys::set_host_name(b"roost").step("set the host name")?;
     set_limits(plan.spec).step("set resource limits")?;
+    // Its user is its own, so this holds where no controller counts processes.
+    sys::limit(libc::RLIMIT_NPROC, u64::from(plan.spec.limits.pids)).step("set resource limits")?;
 
     let null = ManuallyDrop::new(File::open("/dev/null").step("open /dev/null")?);
     let scene = Scene {
@@ -100,15 +108,22 @@ fn prepare_and_execute(
         kind: manifest.kind,
         template: &template,
         volume: &plan.volumes.layout.volume(&volume),
-        owners: plan.owners,
+        owners: Some(plan.owners),
         socket: plan.socket,
         configuration: plan.configuration,
         shared_memory_bytes: shared_memory_bytes(&plan.spec.settings, plan.spec.limits.memory_bytes),
     };
-    plan.stage.enter(&scene).step("mount the instance's root")?;
+    plan.stage.enter(&scene).map_err(|error| {
+        if mounts::is_in_use(&error) {
+            WardenError::VolumeInUse { volume }
+        } else {
+            refused("mount the instance's root", &error)
+        }
+    })?;
 
     rustix::process::setsid().map_err(io::Error::from).step("begin a session")?;
-    let (program, arguments, environment) = command(plan).step("prepare the command line")?;
+    let (program, arguments, environment) =
+        command(plan.spec, plan.installation, &inside()).step("prepare the command line")?;
     arrange([null.as_fd(), plan.log, plan.log, lock.as_fd()], setup).step("arrange the descriptors")?;
 
     // From here on no descriptor is open but the log, the lock and the set-up pipe.
@@ -121,33 +136,49 @@ fn prepare_and_execute(
     Err(refused(&format!("execute {}", plan.installation.bin.join("postgres").display()), &error))
 }
 
-fn loopback() -> io::Result<()> {
+pub(crate) fn loopback() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     sys::loopback_up(socket.as_fd())
 }
 
-fn set_limits(spec: &StartSpec) -> io::Result<()> {
-    sys::limit(libc::RLIMIT_NOFILE, 8192)?;
-    sys::limit(libc::RLIMIT_CORE, 0)?;
-    sys::limit(libc::RLIMIT_DATA, data_segment_bytes(spec.limits.memory_bytes))?;
-    sys::limit(libc::RLIMIT_STACK, 8 << 20)?;
-    sys::limit(libc::RLIMIT_MEMLOCK, 64 << 10)?;
-    sys::limit(libc::RLIMIT_MSGQUEUE, 0)?;
-    // Its user is its own, so this holds where no controller counts processes.
-    sys::limit(libc::RLIMIT_NPROC, u64::from(spec.limits.pids))
+/// Sets the limits that each process of an instance has for itself.
+pub(crate) fn set_limits(spec: &StartSpec) -> io::Result<()> {
+    for (resource, value) in [
+        (libc::RLIMIT_NOFILE, 8192),
+        (libc::RLIMIT_CORE, 0),
+        (libc::RLIMIT_DATA, data_segment_bytes(spec.limits.memory_bytes)),
+        (libc::RLIMIT_STACK, 8 << 20),
+        (libc::RLIMIT_MEMLOCK, 64 << 10),
+        (libc::RLIMIT_MSGQUEUE, 0),
+    ] {
+        match sys::limit(resource, value) {
+            // Without privileges a limit cannot be raised; the one that holds already is lower.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
-/// The program, its arguments and its environment, as the instance sees them.
-fn command(plan: &Confinement<'_>) -> io::Result<(CString, Vec<CString>, Vec<CString>)> {
-    let program = mounts::c_path(&plan.installation.bin.join("postgres"))?;
-    let paths = InstancePaths {
+/// Where an instance with a root of its own finds what is its own.
+pub(crate) fn inside() -> InstancePaths {
+    InstancePaths {
         data: mounts::PGDATA.into(),
         config: mounts::CONFIGURATION.into(),
         socket: mounts::SOCKET.into(),
-    };
+    }
+}
+
+/// The program, its arguments and its environment, as the instance sees them.
+pub(crate) fn command(
+    spec: &StartSpec,
+    installation: &Installation,
+    paths: &InstancePaths,
+) -> io::Result<(CString, Vec<CString>, Vec<CString>)> {
+    let program = mounts::c_path(&installation.bin.join("postgres"))?;
     let mut arguments = vec![program.clone()];
-    for argument in settings::arguments(plan.spec.major, &paths, &plan.spec.settings) {
+    for argument in settings::arguments(spec.major, paths, &spec.settings) {
         arguments.push(CString::new(argument.into_vec()).map_err(io::Error::other)?);
     }
     // Postgres raises the score of every process but the postmaster, so that want of memory costs a backend before it
@@ -161,7 +192,8 @@ fn command(plan: &Confinement<'_>) -> io::Result<(CString, Vec<CString>, Vec<CSt
     Ok((program, arguments, environment.map(CString::from).into()))
 }
 
-fn territory(installation: &Installation) -> Territory<'_> {
+/// Where an instance with a root of its own may do what.
+pub(crate) fn territory(installation: &Installation) -> Territory<'_> {
     let mut readable: Vec<&Path> = installation.visible_paths.iter().map(PathBuf::as_path).collect();
     readable.extend(["/etc", "/proc"].map(Path::new));
     Territory {
@@ -174,7 +206,7 @@ fn territory(installation: &Installation) -> Territory<'_> {
 }
 
 /// Puts standard input, output and error, and the lock, at 0 to 3, and closes everything else but the set-up pipe.
-fn arrange(descriptors: [BorrowedFd<'_>; 4], setup: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn arrange(descriptors: [BorrowedFd<'_>; 4], setup: BorrowedFd<'_>) -> io::Result<()> {
     // First above the places that they go to, so that none is overwritten before it is moved.
     let mut high = Vec::new();
     for descriptor in descriptors {

@@ -44,6 +44,108 @@ pub(crate) fn privileged(groups: &Groups, landlock: i32) -> Vec<Finding> {
         ),
         landlock_finding(landlock),
     ];
+    findings.extend(limits(groups));
+    findings.extend(control(groups));
+    findings.extend(machine());
+    findings
+}
+
+/// What the kind `process` enforces for an ordinary user. `barred` says why there are no user namespaces.
+pub(crate) fn unprivileged(groups: &Groups, landlock: i32, barred: Option<&str>) -> Vec<Finding> {
+    let mut findings = vec![finding(
+        "privileges",
+        Standing::Missing,
+        "the node was not started by root, so instances have what an ordinary user can give them",
+    )];
+    findings.extend(match barred {
+        None => [
+            finding(
+                "namespaces",
+                Standing::Enforced,
+                "every instance has its own user, mount, process, IPC, host name and control group namespaces",
+            ),
+            finding("network", Standing::Enforced, "every instance has an empty network of its own"),
+        ],
+        Some(reason) => [
+            finding(
+                "namespaces",
+                Standing::Missing,
+                format!(
+                    "this user may not make user namespaces ({reason}), so instances see the machine's files and \
+                     processes, as far as Landlock does not hide them"
+                ),
+            ),
+            finding(
+                "network",
+                Standing::Partial,
+                "instances are in the machine's network; the filter lets them have local sockets only",
+            ),
+        ],
+    });
+    findings.extend([
+        finding(
+            "users",
+            Standing::Missing,
+            "every instance runs as the node's own user; only the filter, which denies `connect`, keeps an instance \
+             from the sockets of others",
+        ),
+        finding(
+            "volumes",
+            Standing::Partial,
+            "a volume is a whole copy of its template, sharing blocks where the file system can; only root can mount \
+             a layer over one",
+        ),
+        finding(
+            "seccomp",
+            Standing::Enforced,
+            "system calls are filtered by an allow-list, and nothing is ever connected to",
+        ),
+        landlock_finding(landlock),
+    ]);
+    if groups.is_unified() {
+        findings.extend(limits(groups));
+    } else {
+        findings.push(finding(
+            "memory",
+            Standing::Partial,
+            "no control group was delegated to the node (a systemd service with Delegate=yes has one), so each process \
+             has a limit on its data, and an instance as a whole has none",
+        ));
+        findings.push(finding(
+            "cpu",
+            Standing::Missing,
+            "no control group was delegated to the node, so processor time is not limited",
+        ));
+        findings.push(match barred {
+            None => finding(
+                "pids",
+                Standing::Partial,
+                "no control group was delegated to the node; a resource limit in the instance's user namespace takes \
+                 its place",
+            ),
+            Some(_) => finding(
+                "pids",
+                Standing::Missing,
+                "without a delegated control group or a user namespace, the number of processes is not limited",
+            ),
+        });
+    }
+    findings.extend(control(groups));
+    if barred.is_some() && !groups.is_unified() {
+        findings.push(finding(
+            "stragglers",
+            Standing::Partial,
+            "without a process namespace, a process that outlives its Postgres is known by the volume's lock, which it \
+             could let go of",
+        ));
+    }
+    findings.extend(machine());
+    findings
+}
+
+/// The limits that control groups enforce.
+fn limits(groups: &Groups) -> Vec<Finding> {
+    let mut findings = Vec::new();
     for controller in ["memory", "cpu", "pids"] {
         findings.push(match groups.enforced_by(controller) {
             Some(by) => finding(controller, Standing::Enforced, format!("limited by control groups, {by}")),
@@ -59,12 +161,18 @@ pub(crate) fn privileged(groups: &Groups, landlock: i32) -> Vec<Finding> {
             ),
         });
     }
+    findings
+}
+
+/// How an instance's processes are stopped, ended, and pushed out of memory.
+fn control(groups: &Groups) -> Vec<Finding> {
+    let mut findings = Vec::new();
     findings.push(match groups.freezer() {
         Freezer::Cgroup => finding("freezer", Standing::Enforced, "instances are frozen by cgroup.freeze"),
         Freezer::Signal => finding(
             "freezer",
             Standing::Partial,
-            "no unified control group hierarchy is mounted, so instances are frozen by SIGSTOP, process by process",
+            "there is no unified control group for it, so instances are frozen by SIGSTOP, process by process",
         ),
     });
     findings.push(if groups.is_unified() {
@@ -73,7 +181,8 @@ pub(crate) fn privileged(groups: &Groups, landlock: i32) -> Vec<Finding> {
         finding(
             "kill",
             Standing::Partial,
-            "instances are killed by their first process, which ends all others",
+            "instances are killed by their first process, which ends all others where it is the first of its own process \
+             namespace",
         )
     });
     findings.push(match groups.reclaim() {
@@ -90,10 +199,10 @@ pub(crate) fn privileged(groups: &Groups, landlock: i32) -> Vec<Finding> {
         Reclaim::Madvise => finding(
             "reclaim",
             Standing::Partial,
-            "no memory controller, so memory of frozen instances is pushed out process by process",
+            "no memory controller, so memory of frozen instances is pushed out process by process, where the kernel \
+             lets the node",
         ),
     });
-    findings.extend(machine());
     findings
 }
 

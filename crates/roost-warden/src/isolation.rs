@@ -20,8 +20,12 @@ use crate::protocol::{Finding, Freezer, InstanceUsage, Reclaim, StartSpec, Warde
 /// What an instance holds of the machine, apart from its volume: enough to control it and to take it apart.
 #[derive(Debug, Clone)]
 pub(crate) struct Footprint {
+    /// Its volume.
+    pub(crate) volume: VolumeId,
     /// Its first process, in the warden's process namespace: the postmaster, or what a guest runs in.
     pub(crate) pid: i32,
+    /// When that process began, in clock ticks since boot, because its id may be another's later; 0 if unknown.
+    pub(crate) began: u64,
     /// Its user id, where it has one of its own.
     pub(crate) uid: Option<u32>,
     /// Its control groups.
@@ -50,6 +54,17 @@ pub(crate) struct Premises<'a> {
     pub(crate) configuration: PathBuf,
     /// Its log, open for appending.
     pub(crate) log: OwnedFd,
+}
+
+/// What an earlier warden's directory says of an instance.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trace {
+    /// Its volume.
+    pub(crate) volume: VolumeId,
+    /// Its first process and when that began; `None` if nothing was written down that can be read.
+    pub(crate) process: Option<(i32, u64)>,
+    /// Its user id, where it has one of its own.
+    pub(crate) uid: Option<u32>,
 }
 
 /// An instance that an earlier warden left.
@@ -116,9 +131,11 @@ pub(crate) trait Isolation {
     /// Gives back what [`Isolation::reserve`] gave, if nothing was launched.
     fn cancel(&mut self, volume: VolumeId, uid: Option<u32>);
 
-    /// What an earlier warden left, running or not. `note` is what it wrote down about an instance: its first process
-    /// and its user id.
-    fn survivors(&mut self, noted: &[(VolumeId, i32, Option<u32>)]) -> Vec<Survivor>;
+    /// What an earlier warden left, running or not. `traces` is every instance that has a directory.
+    fn survivors(&mut self, traces: &[Trace]) -> Vec<Survivor>;
+
+    /// The processes that a fast shutdown of an instance begins with: its postmaster, as far as that can be told.
+    fn postmasters(&self, instance: &Footprint) -> Vec<i32>;
 
     /// Whether `pid` is a process of the instance.
     fn has_process(&self, instance: &Footprint, pid: i32) -> bool;

@@ -29,6 +29,7 @@ mod server;
 mod sys;
 mod transfer;
 mod uids;
+mod unprivileged;
 mod volumes;
 mod warden;
 

@@ -5,7 +5,7 @@
 //! instance's first process is born with a copy of that namespace, puts its own mounts into the root of its
 //! installation, and makes it its root; the copy of everything else goes away with the old root.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
@@ -49,6 +49,8 @@ const STRAGGLING_MOUNT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(crate) struct Stage {
     path: PathBuf,
+    /// What each installation shows below [`SCRATCH`], which an instance's own scratch directory would hide.
+    hidden: BTreeMap<u16, Vec<PathBuf>>,
 }
 
 /// What one instance mounts into its root.
@@ -62,8 +64,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) template: &'a Path,
     /// The volume's directory, which holds `upper` and `work`, or `pgdata`.
     pub(crate) volume: &'a Path,
-    /// The namespace that shows the volume's owner as the instance's user.
-    pub(crate) owners: BorrowedFd<'a>,
+    /// The namespace that shows the volume's owner as the instance's user; `None` if it is the same user.
+    pub(crate) owners: Option<BorrowedFd<'a>>,
     /// Where its socket appears on the host.
     pub(crate) socket: &'a Path,
     /// Where its configuration lies on the host.
@@ -75,6 +77,11 @@ pub(crate) struct Scene<'a> {
 /// Gives the calling process a mount namespace of its own, whose mounts the host never sees.
 pub(crate) fn leave_host() -> io::Result<()> {
     sys::unshare(libc::CLONE_NEWNS)?;
+    keep_to_itself()
+}
+
+/// Takes the calling process's mount namespace, which is its own already, out of the host's sight.
+pub(crate) fn keep_to_itself() -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     Ok(())
 }
@@ -84,12 +91,14 @@ impl Stage {
     pub(crate) fn build(path: &Path, installations: &[Installation]) -> io::Result<Self> {
         make_directory(path, 0o700)?;
         temporary(path, 1 << 20, 0o700, MountFlags::NOEXEC)?;
-        let stage = Self { path: path.to_owned() };
+        let mut stage = Self { path: path.to_owned(), hidden: BTreeMap::new() };
         for name in ["template", "volume", "merged"] {
             make_directory(&path.join(name), 0o700)?;
         }
         for installation in installations {
             build_root(&stage.root(installation.major), installation)?;
+            let hidden = installation.visible_paths.iter().filter(|path| lies_below(path, SCRATCH)).cloned();
+            stage.hidden.insert(installation.major, hidden.collect());
         }
         Ok(stage)
     }
@@ -108,7 +117,7 @@ impl Stage {
             VolumeKind::Layer => self.mount_layer(scene, &inside(PGDATA))?,
             VolumeKind::Copy => {
                 let tree = detached(&scene.volume.join("pgdata"), harmless)?;
-                sys::map_owners(tree.as_fd(), scene.owners)?;
+                show_owners(&tree, scene)?;
                 attach(&tree, &inside(PGDATA))?;
             }
         }
@@ -116,18 +125,26 @@ impl Stage {
         attach(&detached(scene.configuration, harmless | libc::MOUNT_ATTR_RDONLY)?, &inside(CONFIGURATION))?;
         temporary(&inside(SHARED_MEMORY), scene.shared_memory_bytes, 0o1777, MountFlags::NOEXEC)?;
         temporary(&inside(SCRATCH), SCRATCH_BYTES, 0o1777, MountFlags::NOEXEC)?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("proc", inside("/proc"), "proc", flags, c"hidepid=invisible,subset=pid")?;
+        let hidden = self.hidden.get(&scene.major).map_or(&[][..], Vec::as_slice);
+        show_paths(hidden, &root, INSTALLATION, Path::new(SCRATCH))?;
+        mount_processes(&inside("/proc"))?;
+        sys::pivot_into(&c_path(&root)?)
+    }
+
+    /// Does what the kernel could refuse of [`Stage::enter`], with nothing of an instance in it.
+    pub(crate) fn rehearse(&self, major: u16) -> io::Result<()> {
+        let root = self.root(major);
+        mount_processes(&root.join("proc"))?;
         sys::pivot_into(&c_path(&root)?)
     }
 
     fn mount_layer(&self, scene: &Scene<'_>, target: &Path) -> io::Result<()> {
         let harmless = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
         let template = detached(scene.template, harmless | libc::MOUNT_ATTR_RDONLY)?;
-        sys::map_owners(template.as_fd(), scene.owners)?;
+        show_owners(&template, scene)?;
         attach(&template, &self.path.join("template"))?;
         let volume = detached(scene.volume, harmless)?;
-        sys::map_owners(volume.as_fd(), scene.owners)?;
+        show_owners(&volume, scene)?;
         attach(&volume, &self.path.join("volume"))?;
         self.mount_overlay(target, MountFlags::empty())
     }
@@ -161,6 +178,23 @@ impl Stage {
     }
 }
 
+/// What the kernel says of a volume that is mounted elsewhere, by `index=on`.
+pub(crate) fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy
+}
+
+fn show_owners(tree: &OwnedFd, scene: &Scene<'_>) -> io::Result<()> {
+    scene.owners.map_or(Ok(()), |owners| sys::map_owners(tree.as_fd(), owners))
+}
+
+fn mount_processes(place: &Path) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount("proc", place, "proc", flags, c"hidepid=invisible,subset=pid")?)
+}
+
+/// How an installation is mounted: to be read and executed.
+const INSTALLATION: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+
 fn build_root(root: &Path, installation: &Installation) -> io::Result<()> {
     make_directory(root, 0o755)?;
     temporary(root, 1 << 20, 0o755, MountFlags::empty())?;
@@ -183,14 +217,19 @@ fn build_root(root: &Path, installation: &Installation) -> io::Result<()> {
             libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
         )?;
     }
-    let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    show_paths(&installation.visible_paths, root, read_only)?;
+    show_paths(&installation.visible_paths, root, INSTALLATION, Path::new("/"))?;
     let tree = open_tree(CWD, root, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     sys::restrict_mount(tree.as_fd(), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, false)
 }
 
-/// Shows paths of the host at the same places below `root`: links as links, and what they lead to as mounts.
-fn show_paths(paths: &[PathBuf], root: &Path, attributes: u64) -> io::Result<()> {
+/// Whether a path of the host, or what it leads to, lies in a directory.
+fn lies_below(path: &Path, directory: &str) -> bool {
+    path.starts_with(directory) || fs::canonicalize(path).is_ok_and(|real| real.starts_with(directory))
+}
+
+/// Shows paths of the host at the same places below `root`: links as links, and what they lead to, as far as it lies in
+/// `within`, as mounts.
+fn show_paths(paths: &[PathBuf], root: &Path, attributes: u64, within: &Path) -> io::Result<()> {
     let mut real = BTreeSet::new();
     for path in paths {
         match follow(path, root) {
@@ -200,7 +239,7 @@ fn show_paths(paths: &[PathBuf], root: &Path, attributes: u64) -> io::Result<()>
             }
         }
     }
-    for path in &real {
+    for path in real.iter().filter(|path| path.starts_with(within)) {
         // What lies inside another one is shown with that.
         if !path.ancestors().skip(1).any(|above| real.contains(above)) {
             show(path, &place_below(root, path), attributes)?;
@@ -253,11 +292,17 @@ fn show(from: &Path, to: &Path, attributes: u64) -> io::Result<()> {
 /// A copy of the mount at `path`, from there down, that has no place yet.
 fn detached(path: &Path, attributes: u64) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, path, flags).map_err(|error| {
+    let below = OpenTreeFlags::AT_RECURSIVE;
+    let (tree, recursive) = match open_tree(CWD, path, flags) {
+        // In a user namespace, what the host mounted over parts of a mount cannot be left away.
+        Err(rustix::io::Errno::INVAL) => (open_tree(CWD, path, flags | below), true),
+        tree => (tree, false),
+    };
+    let tree = tree.map_err(|error| {
         io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", path.display()))
     })?;
     if attributes != 0 {
-        sys::restrict_mount(tree.as_fd(), attributes, false)?;
+        sys::restrict_mount(tree.as_fd(), attributes, recursive)?;
     }
     Ok(tree)
 }

@@ -109,11 +109,12 @@ impl RunDirectory {
         let path = self.socket(volume);
         let directory =
             rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let (Some((node_uid, node_gid)), Some(uid)) = (self.node, uid) else {
-            return Ok(()); // one user for all: there is nobody to take it from
-        };
-        fchown(&directory, Some(0), Some(node_gid))?;
-        File::from(directory.try_clone()?).set_permissions(fs::Permissions::from_mode(0o710))?;
+        // With one user for all there is nobody to take it from; its directory keeps everybody else out.
+        let owners = self.node.zip(uid);
+        if let Some(((_, node_gid), _)) = owners {
+            fchown(&directory, Some(0), Some(node_gid))?;
+            File::from(directory.try_clone()?).set_permissions(fs::Permissions::from_mode(0o710))?;
+        }
         let socket = openat(
             &directory,
             SOCKET_NAME,
@@ -121,15 +122,18 @@ impl RunDirectory {
             Mode::empty(),
         )?;
         let stat = fstat(&socket)?;
-        if !FileType::from_raw_mode(stat.st_mode).is_socket() || ![uid, node_uid].contains(&stat.st_uid) {
+        let is_owner_known = owners.is_none_or(|((node_uid, _), uid)| [uid, node_uid].contains(&stat.st_uid));
+        if !FileType::from_raw_mode(stat.st_mode).is_socket() || !is_owner_known {
             return Err(io::Error::other("what is in the socket's place is not the instance's socket"));
         }
         fs::set_permissions(
             format!("/proc/self/fd/{}", socket.as_raw_fd()),
             fs::Permissions::from_mode(0o600),
         )?;
-        let (owner, group) = (Uid::from_raw(node_uid), Gid::from_raw(node_gid));
-        chownat(&socket, c"", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
+        if let Some(((node_uid, node_gid), _)) = owners {
+            let (owner, group) = (Uid::from_raw(node_uid), Gid::from_raw(node_gid));
+            chownat(&socket, c"", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
+        }
         Ok(())
     }
 

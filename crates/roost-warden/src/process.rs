@@ -1,7 +1,7 @@
 //! Isolation of kind `process`, with the machine's privileges: an instance is a process tree in namespaces of its own,
 //! on an overlay of its own, under a user of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use roost_postgres::template::TemplateName;
 use roost_postgres::volume::{VolumeId, VolumeKind};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::cgroup::Groups;
+use crate::cgroup::{self, Groups};
 use crate::config::VOLUME_UID;
 use crate::confine::{self, Confinement};
 use crate::failure::Step;
 use crate::findings;
 use crate::idmap;
-use crate::isolation::{Footprint, Isolation, Launched, Premises, Survivor};
+use crate::isolation::{Footprint, Isolation, Launched, Premises, Survivor, Trace};
 use crate::landlock;
 use crate::mounts::Stage;
 use crate::processes;
 use crate::protocol::{Finding, Freezer, InstanceUsage, Reclaim, StartSpec, WardenError};
 use crate::seccomp::Filter;
 use crate::sys::{self, Forked};
-use crate::uids::Uids;
+use crate::uids::{Claims, Uids};
 use crate::volumes::Volumes;
 
 /// The Landlock version from which abstract sockets and signals end at an instance's own domain.
@@ -38,6 +38,8 @@ pub(crate) struct Process {
     filters: BTreeMap<u16, Filter>,
     stage: Stage,
     groups: Groups,
+    /// Where nodes of one machine agree on user ids.
+    claims: PathBuf,
     uids: Uids,
     landlock: i32,
     /// A network namespace with nothing in it, not even loopback that is up, which all instances can share where
@@ -54,8 +56,11 @@ impl Process {
         claims: &Path,
     ) -> io::Result<Self> {
         let data = &volumes.layout.data;
-        let uids = Uids::claim(claims, data)?;
-        let groups = Groups::prepare(&format!("roost-{:016x}", fingerprint(data)));
+        let (uids, groups) = {
+            let open = Claims::open(claims)?;
+            sweep(&open);
+            (open.claim(data)?, Groups::prepare(&subtree(data)))
+        };
         let stage = Stage::build(&run.join(".stage"), installations)?;
         let landlock = landlock::version();
         let network = if landlock >= LANDLOCK_SCOPES { Some(empty_network()?) } else { None };
@@ -64,7 +69,8 @@ impl Process {
             filters.insert(installation.major, Filter::compile(installation.major)?);
         }
         let installations = installations.iter().map(|each| (each.major, each.clone())).collect();
-        Ok(Self { volumes, installations, filters, stage, groups, uids, landlock, network })
+        let claims = claims.to_owned();
+        Ok(Self { volumes, installations, filters, stage, groups, claims, uids, landlock, network })
     }
 }
 
@@ -144,7 +150,9 @@ impl Isolation for Process {
                 confine::run(&plan, &child_setup)
             }
             Forked::Parent(pid, exit) => {
-                Ok(Launched { footprint: Footprint { pid, uid: Some(uid), group }, exit, setup })
+                let began = processes::began(pid).unwrap_or(0);
+                let footprint = Footprint { volume: spec.volume, pid, began, uid: Some(uid), group };
+                Ok(Launched { footprint, exit, setup })
             }
         }
     }
@@ -197,19 +205,28 @@ impl Isolation for Process {
         }
     }
 
-    fn survivors(&mut self, noted: &[(VolumeId, i32, Option<u32>)]) -> Vec<Survivor> {
-        for (_, _, uid) in noted {
-            uid.iter().for_each(|&uid| self.uids.hold(uid));
+    fn survivors(&mut self, traces: &[Trace]) -> Vec<Survivor> {
+        for trace in traces {
+            trace.uid.iter().for_each(|&uid| self.uids.hold(uid));
         }
-        let find = |volume| noted.iter().find(|(other, _, _)| *other == volume);
+        let find = |volume| traces.iter().find(|trace| trace.volume == volume);
         self.groups
             .list()
             .into_iter()
             .map(|volume| {
-                let (pid, uid) = find(volume).map_or((0, None), |&(_, pid, uid)| (pid, uid));
-                Survivor { volume, footprint: Footprint { pid, uid, group: self.groups.group(volume) } }
+                let (pid, began) = find(volume).and_then(|trace| trace.process).unwrap_or_default();
+                let uid = find(volume).and_then(|trace| trace.uid);
+                let group = self.groups.group(volume);
+                Survivor { volume, footprint: Footprint { volume, pid, began, uid, group } }
             })
             .collect()
+    }
+
+    fn postmasters(&self, instance: &Footprint) -> Vec<i32> {
+        // Only a postmaster is the first process of its own namespace.
+        let mut processes = instance.group.processes().unwrap_or_default();
+        processes.retain(|&pid| processes::is_first_of_namespace(pid));
+        processes
     }
 
     fn has_process(&self, instance: &Footprint, pid: i32) -> bool {
@@ -235,7 +252,41 @@ impl Isolation for Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.groups.remove();
+        match Claims::open(&self.claims) {
+            Ok(claims) => sweep(&claims),
+            Err(error) => tracing::warn!(%error, "could not look for what other nodes left"),
+        }
     }
+}
+
+/// Clears away what nodes left that were killed and will not come back for it: empty control groups where no warden
+/// runs, and claims whose data directory is gone.
+///
+/// A warden makes its groups after its claim, and the claims are held still here, so a subtree that belongs to no
+/// running node gets no new instance meanwhile. One with a process in it stays, and so does the claim.
+fn sweep(claims: &Claims) {
+    let list = match claims.list() {
+        Ok(list) => list,
+        Err(error) => return tracing::warn!(%error, "could not read the claims on user ids"),
+    };
+    let (running, resting): (Vec<_>, Vec<_>) = list.iter().partition(|claim| claim.is_running());
+    let kept: BTreeSet<String> = running.iter().map(|claim| subtree(&claim.data)).collect();
+    let left = cgroup::remove_empty_subtrees(|name| is_subtree(name) && !kept.contains(name));
+    for claim in resting {
+        if claim.is_abandoned()
+            && !left.contains(&subtree(&claim.data))
+            && let Err(error) = claims.release(claim)
+        {
+            tracing::warn!(data = %claim.data.display(), %error, "could not give a block of user ids back");
+        }
+    }
+}
+
+/// Whether a control group has a name as [`subtree`] makes them.
+fn is_subtree(name: &str) -> bool {
+    name.strip_prefix("roost-").is_some_and(|hash| {
+        hash.len() == 16 && hash.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// A network namespace in which nothing is.
@@ -246,6 +297,11 @@ fn empty_network() -> io::Result<OwnedFd> {
     let empty = sys::own_namespace("net");
     sys::enter_namespace(&own)?;
     empty
+}
+
+/// The name of the subtree of control groups that belongs to a data directory.
+pub(crate) fn subtree(data: &Path) -> String {
+    format!("roost-{:016x}", fingerprint(data))
 }
 
 /// A short name for a path that stays the same for ever: FNV-1a.

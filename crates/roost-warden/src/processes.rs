@@ -8,11 +8,96 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::sys;
 
+/// What is known of one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Process {
+    /// Its state, as the letter that `/proc` shows.
+    pub(crate) state: u8,
+    /// Who started it, or who took it over.
+    pub(crate) parent: i32,
+    /// When it began, in clock ticks since boot.
+    pub(crate) began: u64,
+    /// Processor time of its own and of the children that it waited for, in clock ticks.
+    pub(crate) ticks: u64,
+    /// Its threads.
+    pub(crate) threads: u32,
+}
+
+impl Process {
+    /// Reads a process's line; `None` if there is no such process.
+    pub(crate) fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // The name in parentheses may hold anything; the fields after it are counted from the process's state, the
+        // third.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3).copied();
+        let ticks = |number| field(number)?.parse::<u64>().ok();
+        Some(Self {
+            state: *field(3)?.as_bytes().first()?,
+            parent: field(4)?.parse().ok()?,
+            began: field(22)?.parse().ok()?,
+            ticks: (14..=17).filter_map(ticks).sum(),
+            threads: field(20)?.parse().ok()?,
+        })
+    }
+
+    /// Whether nothing of it runs any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+
+    /// Whether a signal stopped it, or it has ended.
+    pub(crate) fn is_still(&self) -> bool {
+        self.state == b'T' || self.has_ended()
+    }
+}
+
 /// When a process began, in clock ticks since boot; `None` if there is none.
 pub(crate) fn began(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the fields after it are counted from the process's state, the third.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    Process::read(pid).map(|process| process.began)
+}
+
+/// The process ids that this process sees.
+pub(crate) fn all() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A process and all that it started, directly or not, as of now: what is forked meanwhile may be missing.
+pub(crate) fn tree(root: i32) -> Vec<i32> {
+    let mut found = vec![root];
+    let mut next = 0;
+    if fs::exists("/proc/thread-self/children").unwrap_or(false) {
+        while let Some(&pid) = found.get(next) {
+            next += 1;
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            for thread in threads {
+                let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+                found.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+            }
+        }
+    } else {
+        // A kernel without that list: everybody is asked for their parent.
+        let parents: Vec<(i32, i32)> =
+            all().into_iter().filter_map(|pid| Some((pid, Process::read(pid)?.parent))).collect();
+        while let Some(&pid) = found.get(next) {
+            next += 1;
+            found.extend(parents.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// What a line of a process's `status` says in kibibytes, in bytes; 0 if it is not there.
+pub(crate) fn status_bytes(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kibibytes = line.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
 }
 
 /// Whether a process is the first one of a process namespace below this one's.
@@ -59,6 +144,33 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(began(own).unwrap() > 0);
         assert_eq!(began(-1), None);
+    }
+
+    #[test]
+    fn a_process_with_any_name_is_read() {
+        let line = "7 (a) b (c) T 1 7 7 0 -1 0 0 0 0 0 10 20 3 4 20 0 5 0 12345 0 0\n";
+        let process = Process::parse(line).unwrap();
+        let expected = Process { state: b'T', parent: 1, began: 12345, ticks: 37, threads: 5 };
+        assert_eq!(process, expected);
+        assert!(process.is_still() && !process.has_ended());
+        assert_eq!(Process::parse("7 (a"), None);
+    }
+
+    #[test]
+    fn a_tree_holds_the_process_itself_and_its_children() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let id = i32::try_from(child.id()).unwrap();
+        let tree = tree(own);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(tree.contains(&own) && tree.contains(&id), "{tree:?}");
+    }
+
+    #[test]
+    fn sizes_in_a_status_are_in_bytes() {
+        assert_eq!(status_bytes("Name:\tx\nRssAnon:\t     8 kB\n", "RssAnon"), 8192);
+        assert_eq!(status_bytes("Name:\tx\n", "RssAnon"), 0);
     }
 
     #[test]

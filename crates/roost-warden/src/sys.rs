@@ -149,6 +149,11 @@ pub(crate) fn become_user(uid: u32, gid: u32) -> io::Result<()> {
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
     }
+    drop_capabilities()
+}
+
+/// Lets go of every capability that this process has.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
     let none = rustix::thread::CapabilitySet::empty();
     let nothing = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, nothing)?;

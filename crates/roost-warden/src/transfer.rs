@@ -7,14 +7,15 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use roost_postgres::control_file::ControlFile;
 use roost_postgres::volume::{Manifest, VolumeId, VolumeKind};
 
-use crate::failure::{Step, system};
+use crate::failure::{Step, refused, system};
 use crate::job::Workshop;
+use crate::mounts;
 use crate::protocol::WardenError;
 
 /// The first entry of a stream: what the volume was made from.
@@ -34,8 +35,7 @@ pub(crate) fn copy(
     let volumes = workshop.volumes;
     let (_source_lock, source) = volumes.lock_complete(from)?;
     let _target_lock = lock_new(workshop, to)?;
-    let files =
-        workshop.isolation.merged(from, &source.template, source.kind).step("show the volume's files")?;
+    let files = merged(workshop, &source)?;
     volumes.begin_copy(to, &files, system_identifier)?;
     volumes.finish(&Manifest {
         id: to,
@@ -43,6 +43,17 @@ pub(crate) fn copy(
         kind: VolumeKind::Copy,
         created_at: SystemTime::now(),
         ..source
+    })
+}
+
+/// Shows a stopped volume's files in one directory.
+fn merged(workshop: Workshop<'_>, manifest: &Manifest) -> Result<PathBuf, WardenError> {
+    workshop.isolation.merged(manifest.id, &manifest.template, manifest.kind).map_err(|error| {
+        if mounts::is_in_use(&error) {
+            WardenError::VolumeInUse { volume: manifest.id }
+        } else {
+            refused("show the volume's files", &error)
+        }
     })
 }
 
@@ -63,10 +74,7 @@ pub(crate) fn export(
     stream: BorrowedFd<'_>,
 ) -> Result<u64, WardenError> {
     let (_lock, manifest) = workshop.volumes.lock_complete(volume)?;
-    let files = workshop
-        .isolation
-        .merged(volume, &manifest.template, manifest.kind)
-        .step("show the volume's files")?;
+    let files = merged(workshop, &manifest)?;
     let write = || -> io::Result<u64> {
         let stream = File::from(stream.try_clone_to_owned()?);
         rustix::io::ioctl_fionbio(&stream, false)?;

@@ -17,6 +17,8 @@ use crate::premises::RunDirectory;
 use crate::process::Process;
 use crate::server::{Parts, Server};
 use crate::sys;
+use crate::uids::NODE_LOCK;
+use crate::unprivileged::Unprivileged;
 use crate::volumes::Volumes;
 
 /// Where nodes of one machine agree on user ids.
@@ -32,6 +34,20 @@ pub enum RunError {
     /// Another node uses one of the directories.
     #[error("another node uses {0}: two nodes cannot share a data or run directory")]
     InUse(PathBuf),
+    /// The node's user is kept out of one of the directories.
+    #[error(
+        "the node runs as user {uid}, which cannot get to {}: {} does not let it through; choose another place, or \
+         let others pass (chmod o+x)",
+        .directory.display(), .barrier.display()
+    )]
+    OutOfReach {
+        /// The directory.
+        directory: PathBuf,
+        /// The directory above it that bars the way.
+        barrier: PathBuf,
+        /// The node's user.
+        uid: u32,
+    },
     /// A step failed.
     #[error("{step}: {source}")]
     Step {
@@ -58,10 +74,14 @@ fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 pub fn run(config: WardenConfig) -> Result<i32, RunError> {
     let is_root = rustix::process::geteuid().is_root();
     let node = is_root.then_some((config.node_uid, config.node_gid));
-    let data = make_directory(&config.data, node, 0o1770)?;
-    let run = make_directory(&config.run, node, 0o1771)?;
-    let _data_lock = lock(&data.join("node.lock"))?;
-    let _run_lock = lock(&run.join("node.lock"))?;
+    let (data_mode, run_mode) = if is_root { (0o1770, 0o1771) } else { (0o700, 0o700) };
+    let data = make_directory(&config.data, node, data_mode)?;
+    let run = make_directory(&config.run, node, run_mode)?;
+    let _data_lock = lock(&data.join(NODE_LOCK))?;
+    let _run_lock = lock(&run.join(NODE_LOCK))?;
+    for directory in [&data, &run] {
+        reachable(directory, node)?;
+    }
     raise_descriptor_limit().map_err(step("raise the limit on descriptors"))?;
 
     let owner = is_root.then_some((VOLUME_UID, VOLUME_UID));
@@ -94,8 +114,9 @@ fn isolate(
     run: &Path,
 ) -> Result<Isolated, RunError> {
     if !is_root {
-        let error = io::Error::other("the warden must be started by root");
-        return Err(step("prepare the isolation of instances")(error));
+        let process = Unprivileged::prepare(volumes.clone(), &config.installations, run)
+            .map_err(step("prepare the isolation of instances"))?;
+        return Ok((Box::new(process), None));
     }
     let host = sys::own_namespace("mnt").map_err(step("hold the host's mount namespace"))?;
     mounts::leave_host().map_err(step("leave the host's mount namespace"))?;
@@ -111,11 +132,42 @@ fn make_directory(path: &Path, node: Option<(u32, u32)>, mode: u32) -> Result<Pa
         let real = path.canonicalize()?;
         if let Some((_, gid)) = node {
             chown(&real, Some(0), Some(gid))?;
-            fs::set_permissions(&real, fs::Permissions::from_mode(mode))?;
         }
+        fs::set_permissions(&real, fs::Permissions::from_mode(mode))?;
         Ok(real)
     };
     prepare().map_err(step(format!("prepare {}", path.display())))
+}
+
+/// Asks the kernel, as the node's user, whether that can get to a directory, and if not, where it is stopped.
+fn reachable(directory: &Path, node: Option<(u32, u32)>) -> Result<(), RunError> {
+    let Some((uid, gid)) = node else { return Ok(()) };
+    let failed = || step("look at directories as the node's user");
+    let mut above: Vec<&Path> = directory.ancestors().collect();
+    above.reverse();
+    let Some(pid) = sys::fork_worker().map_err(failed())? else {
+        // Answers with the number of the first directory that it cannot look into.
+        let code = match sys::become_user(uid, gid) {
+            Ok(()) => {
+                above.iter().position(|path| fs::metadata(path.join(".")).is_err()).map_or(0, |at| at + 1)
+            }
+            Err(_) => usize::from(u8::MAX),
+        };
+        sys::exit_now(i32::try_from(code).unwrap_or(i32::from(u8::MAX)))
+    };
+    let pid = rustix::process::Pid::from_raw(pid);
+    let ended = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())
+        .map_err(io::Error::from)
+        .map_err(failed())?;
+    let code = ended.and_then(|(_, status)| status.exit_status()).unwrap_or(i32::from(u8::MAX));
+    let barrier = usize::try_from(code).ok().and_then(|code| above.get(code.checked_sub(1)?));
+    match barrier {
+        None if code == 0 => Ok(()),
+        None => Err(failed()(io::Error::other("the process that did it ended early"))),
+        Some(&barrier) => {
+            Err(RunError::OutOfReach { directory: directory.to_owned(), barrier: barrier.to_owned(), uid })
+        }
+    }
 }
 
 fn lock(path: &Path) -> Result<File, RunError> {

@@ -369,3 +369,100 @@ async fn a_start_that_cannot_succeed_says_why_and_leaves_nothing() {
     assert!(!place.run().join(id.as_str()).exists());
     assert_eq!(process.end(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_below_the_scratch_directory_is_seen_by_its_instances() {
+    if !harness::can_run() {
+        return;
+    }
+    let place = Place::new();
+    let mut config = place.config();
+    let major = spec(volume(14)).major;
+    config.installations.retain(|each| each.major == major);
+    let installation = &mut config.installations[0];
+    assert!(place.data().starts_with("/tmp"));
+    let bin = place.data().with_file_name("programs");
+    std::fs::create_dir(&bin).unwrap();
+    for program in ["postgres", "initdb"] {
+        std::fs::copy(installation.bin.join(program), bin.join(program)).unwrap();
+    }
+    // Postgres finds its other files beside its program.
+    let prefix = installation.bin.parent().unwrap();
+    for (name, target) in [("lib", prefix.join("lib")), ("share", installation.share.clone())] {
+        let link = bin.with_file_name(name);
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        installation.visible_paths.push(link);
+    }
+    let found = roost_postgres::Installation::examine(&bin).unwrap();
+    installation.visible_paths.extend(found.visible_paths);
+    installation.bin = found.bin;
+    let process = harness::try_start_with(&place, config).expect("the warden ended at once");
+    let warden = &process.warden;
+    let instance = warden.start(spec(volume(14))).await.unwrap();
+    let client = connect(&instance.socket_dir).await;
+    let seen =
+        ask(&client, "SELECT string_agg(x, ',' ORDER BY x) FROM pg_ls_dir('/tmp') AS x").await.unwrap();
+    println!("{seen}");
+    assert!(!seen.contains("meeting-point"));
+    ask(&client, "COPY (SELECT 1) TO '/tmp/scratch'").await.unwrap();
+    drop(client);
+    assert!(stop(warden, &instance).await.clean);
+    assert_eq!(process.end(), 0);
+}
+
+#[test]
+fn a_node_that_cannot_get_to_its_data_is_told_where_it_is_stopped() {
+    if !harness::can_run() {
+        return;
+    }
+    let place = Place::new();
+    let closed = place.data().with_file_name("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mut config = place.config();
+    config.data = closed.join("data");
+    let error = roost_warden::run(config).unwrap_err().to_string();
+    assert!(error.contains(&format!("{} does not let it through", closed.display())), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_node_left_goes_away_with_its_data_at_the_next_start_of_any_node() {
+    if !harness::can_run() {
+        return;
+    }
+    let claims = || -> Vec<(std::path::PathBuf, String)> {
+        let entries = std::fs::read_dir("/run/roost-uids").unwrap().flatten();
+        entries
+            .filter_map(|entry| Some((entry.path(), std::fs::read_to_string(entry.path()).ok()?)))
+            .collect()
+    };
+    let claimed = |data: &std::path::Path| claims().iter().any(|(_, owner)| owner == data.to_str().unwrap());
+    let place = Place::new();
+    let process = start(&place);
+    let instance = process.warden.start(spec(volume(15))).await.unwrap();
+    process.kill();
+    rustix::process::pidfd_send_signal(&instance.exit, rustix::process::Signal::KILL).unwrap();
+    ended(&instance.exit).await;
+    let data = place.data();
+    assert!(claimed(&data) && groups_of(&data) > 0);
+    drop(place);
+
+    let other = Place::new();
+    let process = start(&other);
+    assert!(!claimed(&data) && claimed(&other.data()));
+    assert_eq!(groups_of(&data), 0);
+    assert_eq!(process.end(), 0);
+    assert_eq!(groups_of(&other.data()), 0);
+}
+
+/// Control groups that belong to a data directory.
+fn groups_of(data: &std::path::Path) -> usize {
+    use std::os::unix::ffi::OsStrExt;
+    let hash = data.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points =
+        mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| std::path::Path::new(point).join(format!("roost-{hash:016x}")).exists()).count()
+}

@@ -43,21 +43,19 @@ fn stopped(bench: &mut Bench) -> Result<()> {
     let scratch = bench.scratch()?;
     let node = bench.node(&scratch, "stopped").start()?;
     // What the node opens once and keeps, such as its template and catalog, is not the databases'.
-    let mut tenants = Vec::new();
     for round in ["warm", "measured"] {
-        let before = settled_footprint(&node)?;
-        for number in 0..STOPPED {
-            tenants.push(node.create(&format!("{round}-{number}"))?);
-        }
-        let awake_from = tenants.len() - STOPPED;
-        for tenant in tenants.iter().skip(awake_from) {
+        let before = settled_footprint(&node, &[])?;
+        let tenants = (0..STOPPED).map(|number| node.create(&format!("{round}-{number}")));
+        let tenants = tenants.collect::<Result<Vec<_>>>()?;
+        let ids: Vec<String> = tenants.iter().map(|tenant| tenant.id.clone()).collect();
+        for tenant in &tenants {
             connect(&node, tenant)?;
         }
-        let awake = footprint(&node.processes())?;
-        for tenant in tenants.iter().skip(awake_from) {
-            node.stop_database(&tenant.id)?;
+        let awake = footprint(&node.processes(), &ids)?;
+        for id in &ids {
+            node.stop_database(id)?;
         }
-        let after = settled_footprint(&node)?;
+        let after = settled_footprint(&node, &ids)?;
         if round == "measured" {
             print_stopped(bench, before, awake, after);
         }
@@ -66,12 +64,12 @@ fn stopped(bench: &mut Bench) -> Result<()> {
 }
 
 /// The smallest footprint within a while: descriptors of finished requests are closed a little later.
-fn settled_footprint(node: &Node) -> Result<Footprint> {
+fn settled_footprint(node: &Node, databases: &[String]) -> Result<Footprint> {
     let end = Instant::now() + PATIENCE;
-    let mut least = footprint(&node.processes())?;
+    let mut least = footprint(&node.processes(), databases)?;
     while Instant::now() < end {
         std::thread::sleep(Duration::from_millis(100));
-        let now = footprint(&node.processes())?;
+        let now = footprint(&node.processes(), databases)?;
         least.processes = least.processes.min(now.processes);
         least.descriptors = least.descriptors.min(now.descriptors);
         least.mounts = least.mounts.min(now.mounts);

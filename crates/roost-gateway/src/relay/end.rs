@@ -76,7 +76,9 @@ impl<C, H: Hold> Finished<C, H> {
                 terminate(&server, self.client_frames_whole);
                 (None, Ok("served"))
             }
-            End::ServerClosed if self.server_said_why => (None, Ok("closed_by_server")),
+            // The client is still told goodbye: dropping its socket while a request of its lies unread there would reset
+            // the connection, and Postgres' last words with it.
+            End::ServerClosed if self.server_said_why => (tell, Ok("closed_by_server")),
             End::ServerClosed => {
                 let reason = tokio::time::timeout(REASON_WAIT, hold.closing()).await;
                 (tell, Err(reason.map_or(ErrorKind::ServerLost, ErrorKind::Closing)))
@@ -90,6 +92,7 @@ impl<C, H: Hold> Finished<C, H> {
                 terminate(&server, self.client_frames_whole);
                 (tell, Err(ErrorKind::ShuttingDown))
             }
+            End::Thaw(WakeError::Closing(reason)) => (tell, Err(ErrorKind::Closing(reason))),
             End::Thaw(error) => (tell, Err(ErrorKind::Thaw(error))),
             End::ClientProtocol(error) => {
                 abandon(server, hold, cancel);

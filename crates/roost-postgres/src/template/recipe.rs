@@ -70,7 +70,9 @@ pub fn steps(major: u16) -> Vec<Step> {
         first.push("GRANT pg_use_reserved_connections TO postgres WITH ADMIN OPTION");
         // To hand on only: a member would read every role's verifier in pg_authid without meaning to. Before 16,
         // CREATEROLE is enough to grant them.
-        first.push("GRANT pg_read_all_data, pg_write_all_data TO postgres WITH ADMIN TRUE, INHERIT FALSE, SET FALSE");
+        first.push(
+            "GRANT pg_read_all_data, pg_write_all_data TO postgres WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+        );
     } else {
         // Before 16, CREATEROLE may grant every role that is not a superuser, to itself too, and from
         // pg_execute_server_program it is one `COPY ... FROM PROGRAM` to superuser. Roles marked as superusers can be

@@ -6,25 +6,26 @@
 //! and at the end every row of it is looked for, and at the end every page and index of every database is checked.
 
 mod client;
-mod disk;
 mod external;
 mod fault;
 mod population;
 mod verify;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tokio::sync::{Mutex, RwLock};
 
+use crate::command_line::CommandLine;
 use crate::ledger::{Findings, Ledger};
 use crate::machine;
-use crate::node::{CommandLine, Node, Setup};
+use crate::node::{Node, Setup};
 use crate::random::Random;
 
-use disk::Disk;
+use crate::disk::Disk;
 use population::Tenant;
 
 /// How big a soak is.
@@ -62,19 +63,21 @@ impl Scale {
 #[derive(Debug, Default)]
 struct Tally {
     sessions: AtomicU64,
-    refusals: std::sync::Mutex<std::collections::BTreeMap<String, u64>>,
-    faults: std::sync::Mutex<std::collections::BTreeMap<&'static str, u64>>,
+    refusals: Counts,
+    faults: Counts,
 }
+
+type Counts = std::sync::Mutex<BTreeMap<String, u64>>;
 
 impl Tally {
     fn refused(&self, kind: &str) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         *refusals.entry(kind.to_owned()).or_default() += 1;
     }
 
-    fn fault(&self, kind: &'static str) {
-        let mut faults = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *faults.entry(kind).or_default() += 1;
+    fn fault(&self, kind: &str) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        *faults.entry(kind.to_owned()).or_default() += 1;
     }
 }
 
@@ -192,7 +195,8 @@ fn report(soak: &Soak, findings: &Findings, end_took: Duration) {
         println!("soak: rows {what:<16} {}", rows.len());
         rows.iter().take(20).for_each(|row| println!("    {row}"));
     }
-    println!("soak: faults                {:?}", soak.tally.faults);
-    println!("soak: what clients were told {:?}", soak.tally.refusals);
+    let counts = |of: &Counts| of.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    println!("soak: faults                {:?}", counts(&soak.tally.faults));
+    println!("soak: what clients were told {:?}", counts(&soak.tally.refusals));
     println!("soak: SIGTERM took          {end_took:?}");
 }

@@ -65,7 +65,7 @@ const WITHOUT_ARGUMENTS: [&str; 13] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn native_code_finds_no_way_out() -> Result<()> {
     ensure!(machine::is_root(), "isolation needs root; without it `roost doctor` says what is missing");
-    let build = tempfile::Builder::new().prefix("rp-").tempdir_in("/tmp")?;
+    let build = tempfile::Builder::new().prefix("rp-").tempdir_in("/var/tmp")?;
     fs::set_permissions(build.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let installation = installation_with_probe(&build.path().join("pg17"))?;
     let mut node = Setup::default()
@@ -134,7 +134,8 @@ async fn native_code_finds_no_way_out() -> Result<()> {
     // The probe itself works: what is allowed succeeds.
     assert_eq!(probe(&session, "probe_read('PG_VERSION')").await?, 0);
     session.close().await;
-    shared_memory_is_bounded(&node, &attacker).await
+    shared_memory_is_bounded(&node, &attacker).await?;
+    node.finish()
 }
 
 /// /dev/shm, which every tenant may write to, does not take the machine's memory.

@@ -302,7 +302,8 @@ async fn check_major(node: &mut Node, major: u16) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_never_becomes_superuser_on_debians_major() -> Result<()> {
     let mut node = Node::new()?;
-    check_major(&mut node, machine::debian_postgres()?.major).await
+    check_major(&mut node, machine::debian_postgres()?.major).await?;
+    node.finish()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,5 +319,5 @@ async fn an_owner_never_becomes_superuser_on_further_majors() -> Result<()> {
             .await
             .with_context(|| format!("Postgres {}", installation.major))?;
     }
-    Ok(())
+    node.finish()
 }

@@ -1,6 +1,5 @@
 //! A superuser inside a database, who gets there over the socket that only root and the node can open: with SQL alone.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -82,18 +81,11 @@ async fn a_superuser_reads_and_reaches_nothing_of_the_host() -> Result<()> {
     let own = node.instance_processes(&attacker).len();
     ensure!(processes.len() <= own + 2, "{} processes are seen, {own} are its own", processes.len());
 
-    let root: BTreeSet<String> = session
-        .query("SELECT f FROM pg_ls_dir('/') f", &[])
-        .await?
-        .iter()
-        .filter_map(|row| row.try_get(0).ok())
-        .collect();
-    for name in ["root", "home", "boot", "srv", "mnt", "work", "media"] {
-        if root.contains(name) {
-            let inside: i64 =
-                session.value(&format!("SELECT count(*) FROM pg_ls_dir('/{name}')"), &[]).await.unwrap_or(0);
-            ensure!(inside == 0, "/{name} is seen from inside");
-        }
+    // That the root folder cannot even be listed is as good.
+    for name in ["root", "home", "boot", "srv", "mnt", "media", "opt", "var", "work"] {
+        let seen = format!("SELECT string_agg(f, ' ') FROM pg_ls_dir('/{name}') f");
+        let seen: Option<String> = session.value(&seen, &[]).await.unwrap_or(None);
+        ensure!(seen.is_none(), "/{name} is seen from inside: {seen:?}");
     }
 
     for folder in ["/usr", "/etc", "/tmp", "/var/tmp", "/dev/shm"] {
@@ -122,5 +114,5 @@ async fn a_superuser_reads_and_reaches_nothing_of_the_host() -> Result<()> {
     let _ = session.batch_execute(&shell).await;
     let _ = session.batch_execute("COPY heard FROM PROGRAM 'cat /etc/shadow'").await;
     ensure!(session.value::<i64>("SELECT count(*) FROM heard", &[]).await? == 0, "a shell command got out");
-    Ok(())
+    node.finish()
 }

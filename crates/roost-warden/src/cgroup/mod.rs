@@ -52,6 +52,14 @@ impl Groups {
         Self { unified, legacy }
     }
 
+    /// Finds the part of the unified hierarchy that a service manager handed over to this process, and makes the
+    /// subtree `name` in it: all that a warden without privileges may use.
+    pub(crate) fn delegated(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self { unified: v2::Subtree::delegated(&mounts, &own, name), legacy: Vec::new() }
+    }
+
     /// Makes the group of an instance, with its limits. A group that an earlier instance left, empty, is used again.
     pub(crate) fn create(&self, volume: VolumeId, limits: &Limits) -> io::Result<Group> {
         let group = self.group(volume);
@@ -241,6 +249,30 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// Removes subtrees of no warden, with the groups of their instances, as far as no process is in them. `is_stale` is
+/// asked by name. Returns the names of those that stay.
+pub(crate) fn remove_empty_subtrees(is_stale: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut left = BTreeSet::new();
+    for mount in mounts(&mountinfo).filter(|mount| mount.kind.starts_with("cgroup")) {
+        for entry in fs::read_dir(&mount.point).into_iter().flatten().flatten() {
+            let Some(name) = entry.file_name().to_str().filter(|name| is_stale(name)).map(str::to_owned)
+            else {
+                continue;
+            };
+            let path = entry.path();
+            for volume in instances_below(&path) {
+                // The kernel refuses if a process is in it.
+                let _ = fs::remove_dir(path.join(volume.as_str()));
+            }
+            if fs::remove_dir(&path).is_err() && path.exists() {
+                left.insert(name);
+            }
+        }
+    }
+    left
 }
 
 fn is_stopped(process: i32) -> bool {

@@ -29,24 +29,25 @@ impl Subtree {
     /// Makes the subtree: below the warden's own group if a service manager delegated that one, else below the root,
     /// where a later warden finds it from whatever session it is started.
     pub(super) fn prepare(mountinfo: &str, own: &str, name: &str) -> Option<Self> {
-        let mount = mounts(mountinfo).find(|mount| mount.kind == "cgroup2")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let home = mount.point.join(own);
-        let parent = if own.ends_with(".service") && is_delegated(&home) {
-            // A group that has controllers for its children may hold no processes itself.
-            let leaf = home.join("warden");
-            create_directory(&leaf).ok()?;
-            fs::write(leaf.join("cgroup.procs"), "0").ok()?;
-            home
-        } else {
-            mount.point
-        };
+        match home(mountinfo, own)? {
+            (_, Some(home)) => Self::below(&settle(home)?, name),
+            (mount, None) => Self::below(&mount, name),
+        }
+    }
+
+    /// Makes the subtree below the warden's own group, if a service manager delegated that one.
+    pub(super) fn delegated(mountinfo: &str, own: &str, name: &str) -> Option<Self> {
+        let (_, home) = home(mountinfo, own)?;
+        Self::below(&settle(home?)?, name)
+    }
+
+    fn below(parent: &Path, name: &str) -> Option<Self> {
         let path = parent.join(name);
         create_directory(&path).ok()?;
         if !path.join("cgroup.kill").exists() {
             return None; // before Linux 5.14: version 1, or signals, do the work
         }
-        enable_controllers(&parent);
+        enable_controllers(parent);
         enable_controllers(&path);
         let controllers = controllers_of(&path.join("cgroup.subtree_control"));
         if controllers.contains("cpu") {
@@ -67,6 +68,25 @@ impl Subtree {
     pub(super) fn group(&self, volume: VolumeId) -> Group {
         Group { path: self.path.join(volume.as_str()), controllers: self.controllers.clone() }
     }
+}
+
+/// Where the hierarchy is mounted, and the warden's own group in it, if a service manager delegated that one.
+fn home(mountinfo: &str, own: &str) -> Option<(PathBuf, Option<PathBuf>)> {
+    let mount = mounts(mountinfo).find(|mount| mount.kind == "cgroup2")?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    // A warden before this one, or this one when it was executed again, moved itself into the leaf.
+    let own = own.strip_suffix("/warden").unwrap_or(own);
+    let home = mount.point.join(own);
+    let delegated = own.ends_with(".service") && is_delegated(&home);
+    Some((mount.point, delegated.then_some(home)))
+}
+
+/// Moves the warden into a leaf of its own group: one that has controllers for its children may hold no processes.
+fn settle(home: PathBuf) -> Option<PathBuf> {
+    let leaf = home.join("warden");
+    create_directory(&leaf).ok()?;
+    fs::write(leaf.join("cgroup.procs"), "0").ok()?;
+    Some(home)
 }
 
 fn is_delegated(group: &Path) -> bool {

@@ -14,7 +14,7 @@ use roost_postgres::volume::VolumeId;
 use super::entry::{Entry, Phase, Starting};
 use super::starting::{read_log_from, watch_log};
 use super::{Server, Source, Timer};
-use crate::isolation::{KILL_DEADLINE, Survivor};
+use crate::isolation::{KILL_DEADLINE, Survivor, Trace};
 use crate::premises::Note;
 use crate::processes;
 
@@ -27,12 +27,16 @@ const STOP: Duration = Duration::from_secs(20);
 impl Server {
     /// Takes over what runs, and clears away the rest.
     pub(super) fn adopt(&mut self) {
-        let noted: Vec<Note> =
-            self.run.list().into_iter().filter_map(|volume| self.run.read_note(volume)).collect();
-        let known: Vec<(VolumeId, i32, Option<u32>)> =
-            noted.iter().map(|note| (note.record.volume, note.record.pid, note.uid)).collect();
+        let left = self.run.list();
+        let noted: Vec<Note> = left.iter().filter_map(|&volume| self.run.read_note(volume)).collect();
+        let trace = |&volume: &VolumeId| {
+            let note = noted.iter().find(|note| note.record.volume == volume);
+            let process = note.map(|note| (note.record.pid, note.began));
+            Trace { volume, process, uid: note.and_then(|note| note.uid) }
+        };
+        let traces: Vec<Trace> = left.iter().map(trace).collect();
         let mut orphans = Vec::new();
-        for survivor in self.isolation.survivors(&known) {
+        for survivor in self.isolation.survivors(&traces) {
             let note = noted.iter().find(|note| note.record.volume == survivor.volume);
             let populated = !self.isolation.is_gone(&survivor.footprint).unwrap_or(false);
             match note {
@@ -95,7 +99,6 @@ impl Server {
             generation,
             phase,
             status: None,
-            began: note.began,
             log_offset: note.log_offset,
             freezing: None,
             ending: None,
@@ -138,13 +141,10 @@ impl Server {
             if let Err(error) = self.isolation.set_frozen(&orphan.footprint, false) {
                 tracing::error!(volume = %orphan.volume, %error, "could not thaw it");
             }
-            for pid in orphan.footprint.group.processes().unwrap_or_default() {
-                // Only a postmaster is the first process of its own namespace.
-                if processes::is_first_of_namespace(pid) {
-                    let process = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-                    if let Some(Ok(process)) = process {
-                        let _ = pidfd_send_signal(process, Signal::INT);
-                    }
+            for pid in self.isolation.postmasters(&orphan.footprint) {
+                let process = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+                if let Some(Ok(process)) = process {
+                    let _ = pidfd_send_signal(process, Signal::INT);
                 }
             }
         }

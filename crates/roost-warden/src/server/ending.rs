@@ -54,6 +54,12 @@ impl Server {
             Ok(false) if waited < FREEZE_DEADLINE => {
                 let pause = freezing.pause;
                 freezing.pause = longer(pause);
+                if self.isolation.freezer() == Freezer::Signal
+                    && let Err(error) = self.isolation.set_frozen(&entry.footprint, true)
+                {
+                    // What was forked since the last signal has to be sent one too.
+                    tracing::warn!(%volume, %error, "could not stop all processes of an instance");
+                }
                 self.after(pause, Timer::Frozen(volume, generation));
             }
             outcome => {

@@ -26,8 +26,6 @@ pub(super) struct Entry {
     pub(super) phase: Phase,
     /// How its first process ended, if the warden is its parent.
     pub(super) status: Option<ExitStatus>,
-    /// When its first process began, in clock ticks since boot.
-    pub(super) began: u64,
     /// Where in the log its own lines begin.
     pub(super) log_offset: u64,
     pub(super) freezing: Option<Freezing>,
@@ -97,7 +95,7 @@ impl Entry {
         Note {
             record: self.record.clone(),
             uid: self.footprint.uid,
-            began: self.began,
+            began: self.footprint.began,
             ready: self.is_running(),
             log_offset: self.log_offset,
         }

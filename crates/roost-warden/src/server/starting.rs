@@ -18,7 +18,6 @@ use super::{Purpose, ReplyTo, Server, Source, TemplateWaiter, Timer};
 use crate::failure::Step;
 use crate::isolation::{Launched, Premises};
 use crate::job;
-use crate::processes;
 use crate::protocol::{Answer, ExitStatus, InstanceRecord, StartPhases, StartSpec, WardenError};
 
 /// The longest deadline of a start that the node may ask for: crash recovery may take long.
@@ -161,7 +160,6 @@ impl Server {
                 adopted: false,
                 phases: StartPhases { spawn: arrived.elapsed(), ..StartPhases::default() },
             },
-            began: processes::began(footprint.pid).unwrap_or(0),
             footprint,
             exit,
             generation: self.generation,

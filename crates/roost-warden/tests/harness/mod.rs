@@ -94,6 +94,11 @@ pub(crate) fn can_run() -> bool {
         println!("skipped: a warden needs root for namespaces, mounts and control groups");
         return false;
     }
+    has_postgres()
+}
+
+/// Whether there is anything to start; says if not.
+pub(crate) fn has_postgres() -> bool {
     if discover(&DiscoverOptions { extra: extra_installations() }).is_empty() {
         println!("skipped: no Postgres is installed");
         return false;
@@ -108,12 +113,16 @@ pub(crate) fn start(place: &Place) -> Process {
 
 /// `None` if the warden ended before its node came.
 pub(crate) fn try_start(place: &Place) -> Option<Process> {
+    try_start_with(place, place.config())
+}
+
+/// As [`try_start`], with another configuration than the place's own.
+pub(crate) fn try_start_with(place: &Place, config: WardenConfig) -> Option<Process> {
     let meeting_point = place.root.path().join("meeting-point");
     let _ = std::fs::remove_file(&meeting_point);
     let listener = UnixListener::bind(&meeting_point).unwrap();
     listener.set_nonblocking(true).unwrap();
     std::fs::set_permissions(&meeting_point, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let config = place.config();
     // SAFETY: the child has one thread and only runs the warden, which is what a warden's process does.
     let pid = unsafe { libc::fork() };
     if pid == 0 {

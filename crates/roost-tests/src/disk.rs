@@ -1,4 +1,4 @@
-//! A file system of the soak's own, in a sparse file, so that filling it fills nothing else.
+//! A file system of a test's own, in a sparse file, so that filling it fills nothing else.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ const SOON: Duration = Duration::from_secs(300);
 
 /// A mounted ext4; unmounted and removed when dropped.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub struct Disk {
     image: tempfile::TempPath,
     folder: PathBuf,
 }
 
 impl Disk {
     /// Makes and mounts a file system of `bytes`. The file is sparse: it takes what is written.
-    pub(super) fn create(bytes: u64) -> Result<Self> {
-        let image = tempfile::Builder::new().prefix("roost-soak-").suffix(".ext4").tempfile_in("/var/tmp")?;
+    pub fn create(bytes: u64) -> Result<Self> {
+        let image = tempfile::Builder::new().prefix("roost-test-").suffix(".ext4").tempfile_in("/var/tmp")?;
         image.as_file().set_len(bytes)?;
         let image = image.into_temp_path();
         let mut format = Command::new(machine::program("mkfs.ext4"));
@@ -39,12 +39,12 @@ impl Disk {
     }
 
     /// Where it is mounted.
-    pub(super) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Takes space until only `left` bytes are free; it comes back when the result is dropped.
-    pub(super) fn fill(&self, left: u64) -> Result<Ballast> {
+    pub fn fill(&self, left: u64) -> Result<Ballast> {
         let path = self.folder.join("ballast");
         let file = File::create(&path)?;
         let ballast = Ballast { path };
@@ -66,7 +66,7 @@ impl Drop for Disk {
 
 /// Space that is taken.
 #[derive(Debug)]
-pub(super) struct Ballast {
+pub struct Ballast {
     path: PathBuf,
 }
 
