@@ -29,7 +29,7 @@ test: ## everything: format, lints, dependencies, unit, integration and end-to-e
 	scripts/nextest run --locked --workspace
 
 lint: ## check format, lints and the dependency tree, and change nothing
-	cargo fmt --all --check
+	cargo fmt --all --check $(if $(CI),-- --color=never)
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --locked check --hide-inclusion-graph bans licenses sources
 

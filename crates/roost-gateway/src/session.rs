@@ -1,6 +1,8 @@
 //! From an authenticated client to its session's end: the database is woken, a server session opened, the client told
 //! that it is ready, and the bytes are relayed.
 
+use std::time::Duration;
+
 use roost_pool::{
     CancelRegistration, CancelTarget, Hold, KeyLength, OpenError, ServerSession, ServerSocket, ServerTarget,
 };
@@ -18,6 +20,9 @@ use crate::interrupt::Watch;
 use crate::ladder::Ladder;
 use crate::relay::Relay;
 use crate::startup::Greeting;
+
+/// How long after a session could not be opened its database's end is waited for.
+const REASON_WAIT: Duration = Duration::from_millis(500);
 
 /// Serves an authenticated client.
 pub(crate) async fn serve<L: Ladder>(
@@ -96,17 +101,31 @@ async fn open<L: Ladder>(
 ) -> Result<Result<ServerSession<L::Hold>, Vec<u8>>, ErrorKind> {
     let deadline = Instant::now() + door.config.connect_deadline;
     let opening = async {
-        let began = Instant::now();
-        let acquired = door.ladder.acquire(&authenticated.database, deadline).await;
-        door.metrics.woken(began.elapsed());
-        let hold = acquired.map_err(ErrorKind::Wake)?;
-        authenticate::recheck(door, authenticated, &greeting.user).await?;
-        let target = ServerTarget {
-            role: &authenticated.role,
-            database: &authenticated.postgres_database,
-            settings: &greeting.settings,
-        };
-        Ok::<_, ErrorKind>(ServerSession::open(hold, target, deadline).await)
+        loop {
+            let began = Instant::now();
+            let acquired = door.ladder.acquire(&authenticated.database, deadline).await;
+            door.metrics.woken(began.elapsed());
+            let hold = acquired.map_err(ErrorKind::Wake)?;
+            authenticate::recheck(door, authenticated, &greeting.user).await?;
+            let target = ServerTarget {
+                role: &authenticated.role,
+                database: &authenticated.postgres_database,
+                settings: &greeting.settings,
+            };
+            let closing = hold.closing();
+            let opened = ServerSession::open(hold, target, deadline).await;
+            let patience = match &opened {
+                Ok(_) => return Ok(opened),
+                Err(OpenError::Refused(_)) => Duration::ZERO,
+                // The exit of a postmaster is known a moment after its sockets are closed.
+                Err(_) => REASON_WAIT,
+            };
+            // The instance was taken away while the session opened. Nothing was relayed, so the client waits for the next
+            // one, like those that came a moment later.
+            if tokio::time::timeout(patience, closing).await.is_err() || Instant::now() >= deadline {
+                return Ok::<_, ErrorKind>(opened);
+            }
+        }
     };
     let opened = tokio::select! {
         opened = opening => opened?,

@@ -290,10 +290,16 @@ impl Lifecycle {
 
     /// Releases what a dead instance left, trying again for as long as its processes are not gone.
     pub(crate) async fn release_instance(&self, entry: &Entry) -> Option<roost_warden::ExitReport> {
+        let mut pause = Duration::from_millis(1);
         loop {
             match self.shared.warden.release(&entry.volume).await {
                 Ok(report) => return Some(report),
                 Err(WardenError::Closed) => return None,
+                // The exit was seen here a moment before the warden saw it.
+                Err(WardenError::AlreadyRunning { .. }) if pause < Duration::from_secs(1) => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
                 Err(error) => {
                     tracing::error!(database = %entry.id, %error, "an ended instance could not be released yet");
                     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -145,7 +145,7 @@ async fn within_a_budget_the_longest_idle_goes_first() -> Result<()> {
     }
     let states = names.iter().map(|name| node.state(name)).collect::<Result<Vec<_>>>()?;
     let running = states.iter().filter(|state| *state == "running").count();
-    ensure!(running <= 10 && running >= 2, "{states:?}");
+    ensure!((2..=10).contains(&running), "{states:?}");
     assert_eq!(states[0], "running", "a session holds it: {states:?}");
     // The others went in the order in which they were used.
     let rest = &states[1..];

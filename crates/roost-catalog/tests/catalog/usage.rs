@@ -134,3 +134,25 @@ async fn recording_never_blocks_and_what_does_not_fit_is_counted() {
     assert!(written >= 100, "{written}");
     assert_eq!(written + fixture.catalog.dropped_records(), 100_000);
 }
+
+#[tokio::test]
+async fn databases_with_old_transaction_ids_are_found_the_oldest_first() {
+    let fixture = Fixture::new();
+    let age = |million: u64| Some(million * 1_000_000);
+    let mut ids = Vec::new();
+    for (name, million) in [("young", 100), ("old", 1_600), ("older", 1_900), ("deleted", 2_000)] {
+        let id = fixture.create(name).await.id;
+        fixture.catalog.record_usage(UsageDelta { xid_age: age(million), ..delta(id) });
+        ids.push(id);
+    }
+    fixture.create("unknown").await;
+    fixture.catalog.flush().await.unwrap();
+    fixture.catalog.delete_database(&ids[3], at(1)).await.unwrap();
+    let found = async |million: u64, limit: u32| {
+        fixture.catalog.databases_of_xid_age(million * 1_000_000, limit).await.unwrap()
+    };
+    assert_eq!(found(1_500, 10).await, [ids[2], ids[1]]);
+    assert_eq!(found(1_500, 1).await, [ids[2]]);
+    assert_eq!(found(1_700, 10).await, [ids[2]]);
+    assert_eq!(found(0, 10).await, [ids[2], ids[1]], "the index knows none below 200 million");
+}

@@ -152,9 +152,9 @@ impl Isolation for Unprivileged {
         }
         let tree = self.tree(instance);
         if frozen {
-            tree.stop()
+            tree.stop();
         } else {
-            tree.go_on()
+            tree.go_on();
         }
         Ok(())
     }
