@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal, setpgid};
 
 use crate::isolation::Isolation;
 use crate::protocol::{Answer, MAX_MESSAGE, WardenError};
@@ -115,17 +116,32 @@ impl<T> Jobs<T> {
     }
 }
 
+impl<T> Drop for Jobs<T> {
+    /// The server ends: so do its jobs, and the programs that they run.
+    fn drop(&mut self) {
+        for job in self.running.values() {
+            if let Some(group) = Pid::from_raw(job.pid) {
+                // One that has ended meanwhile needs no end.
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+        }
+    }
+}
+
 fn fork(work: Work, workshop: Workshop<'_>) -> io::Result<(OwnedFd, i32)> {
     let (result, sender) = pipe_with(PipeFlags::CLOEXEC)?;
     if let Some(pid) = sys::fork_worker()? {
+        // The child does the same: whoever comes first, the group is there before it is needed.
+        let _ = setpgid(Pid::from_raw(pid), Pid::from_raw(pid));
         rustix::io::ioctl_fionbio(&result, true)?;
         return Ok((result, pid));
     }
     // A panic must not unwind into the server's loop, of which this process has a copy.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let _ = sys::reset_signals();
+        let _ = setpgid(None, None);
         // A job holds the locks and sockets that its warden had. It ends with it; every job may be cut short.
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
+        set_parent_process_death_signal(Some(Signal::KILL)).ok();
         // What a job does in the background of databases must not outbid them.
         let _ = rustix::process::nice(5);
         let answer = work(workshop);

@@ -302,11 +302,9 @@ fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     })
 }
 
+/// Makes a group, and the subtree above it if somebody took that away while it was empty.
 fn create_directory(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
-    }
+    fs::create_dir_all(path)
 }
 
 fn read_list(path: &Path) -> io::Result<Vec<i32>> {
