@@ -8,18 +8,24 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal, setpgid};
+use rustix::process::{Signal, kill_process, set_parent_process_death_signal, setsid};
 
 use crate::isolation::Isolation;
+use crate::processes;
 use crate::protocol::{Answer, MAX_MESSAGE, WardenError};
 use crate::sys;
 use crate::volumes::Volumes;
 
 /// Jobs that run at once: enough to keep a disk busy, few enough to leave it to the databases.
 const MAX_RUNNING: usize = 4;
+
+/// How long a server that ends waits for its jobs to be gone.
+const END_WAIT: Duration = Duration::from_secs(2);
 
 /// What a job works with.
 #[derive(Clone, Copy)]
@@ -117,12 +123,23 @@ impl<T> Jobs<T> {
 }
 
 impl<T> Drop for Jobs<T> {
-    /// The server ends: so do its jobs, and the programs that they run.
+    /// The server ends: so do its jobs, and the programs that they run. They are in groups of their own, but in the
+    /// session of their job.
     fn drop(&mut self) {
+        let deadline = Instant::now() + END_WAIT;
         for job in self.running.values() {
-            if let Some(group) = Pid::from_raw(job.pid) {
-                // One that has ended meanwhile needs no end.
-                let _ = kill_process_group(group, Signal::KILL);
+            loop {
+                let mut left = processes::of_session(job.pid);
+                // One that was just forked is still in the session of its server.
+                left.extend(processes::child_of(process::id(), job.pid));
+                for pid in &left {
+                    // One that has ended meanwhile needs no end.
+                    let _ = kill_process(*pid, Signal::KILL);
+                }
+                if left.is_empty() || Instant::now() >= deadline {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
@@ -131,15 +148,13 @@ impl<T> Drop for Jobs<T> {
 fn fork(work: Work, workshop: Workshop<'_>) -> io::Result<(OwnedFd, i32)> {
     let (result, sender) = pipe_with(PipeFlags::CLOEXEC)?;
     if let Some(pid) = sys::fork_worker()? {
-        // The child does the same: whoever comes first, the group is there before it is needed.
-        let _ = setpgid(Pid::from_raw(pid), Pid::from_raw(pid));
         rustix::io::ioctl_fionbio(&result, true)?;
         return Ok((result, pid));
     }
     // A panic must not unwind into the server's loop, of which this process has a copy.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let _ = sys::reset_signals();
-        let _ = setpgid(None, None);
+        let _ = setsid();
         // A job holds the locks and sockets that its warden had. It ends with it; every job may be cut short.
         set_parent_process_death_signal(Some(Signal::KILL)).ok();
         // What a job does in the background of databases must not outbid them.

@@ -15,6 +15,8 @@ pub(crate) struct Process {
     pub(crate) state: u8,
     /// Who started it, or who took it over.
     pub(crate) parent: i32,
+    /// The session that it belongs to, by the process that began it.
+    pub(crate) session: i32,
     /// When it began, in clock ticks since boot.
     pub(crate) began: u64,
     /// Processor time of its own and of the children that it waited for, in clock ticks.
@@ -38,6 +40,7 @@ impl Process {
         Some(Self {
             state: *field(3)?.as_bytes().first()?,
             parent: field(4)?.parse().ok()?,
+            session: field(6)?.parse().ok()?,
             began: field(22)?.parse().ok()?,
             ticks: (14..=17).filter_map(ticks).sum(),
             threads: field(20)?.parse().ok()?,
@@ -53,6 +56,25 @@ impl Process {
     pub(crate) fn is_still(&self) -> bool {
         self.state == b'T' || self.has_ended()
     }
+}
+
+/// Whatever still runs in a session.
+pub(crate) fn of_session(session: i32) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            Process::read(*pid).is_some_and(|process| process.session == session && !process.has_ended())
+        })
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+/// A process, if it still runs and is a child of `parent`.
+pub(crate) fn child_of(parent: u32, pid: i32) -> Option<Pid> {
+    let process = Process::read(pid)?;
+    let is_child = u32::try_from(process.parent).is_ok_and(|own| own == parent);
+    Pid::from_raw(pid).filter(|_| is_child && !process.has_ended())
 }
 
 /// When a process began, in clock ticks since boot; `None` if there is none.
@@ -150,7 +172,7 @@ mod tests {
     fn a_process_with_any_name_is_read() {
         let line = "7 (a) b (c) T 1 7 7 0 -1 0 0 0 0 0 10 20 3 4 20 0 5 0 12345 0 0\n";
         let process = Process::parse(line).unwrap();
-        let expected = Process { state: b'T', parent: 1, began: 12345, ticks: 37, threads: 5 };
+        let expected = Process { state: b'T', parent: 1, session: 7, began: 12345, ticks: 37, threads: 5 };
         assert_eq!(process, expected);
         assert!(process.is_still() && !process.has_ended());
         assert_eq!(Process::parse("7 (a"), None);

@@ -300,7 +300,10 @@ async fn usage_history_node_and_doctor_tell_what_is_known() {
     let (_, about) = node.get("/v1/node").await;
     assert_eq!(
         about["data"]["counts"],
-        json!({"projects": 1, "databases": 1, "deleted": 0, "connections": 1})
+        json!({
+            "projects": 1, "databases": 1, "deleted": 0, "connections": 1,
+            "states": {"running": 2, "frozen": 3}, "sessions": 7,
+        })
     );
     assert_eq!(about["data"]["defaultVersion"], "17");
     let (_, doctor) = node.get("/v1/doctor").await;
