@@ -25,7 +25,6 @@ build: ## build the release binary (target/release/roost)
 test: ## everything: format, lints, dependencies, unit, integration and end-to-end tests with real clients
 	@scripts/install-test-dependencies
 	$(MAKE) --no-print-directory lint
-	cargo build --locked --workspace --bins
 	scripts/nextest run --locked --workspace
 
 lint: ## check format, lints and the dependency tree, and change nothing
