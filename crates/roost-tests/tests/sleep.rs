@@ -257,6 +257,10 @@ fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_cannot_start_says_so_waits_longer_each_time_and_starts_once_it_can() -> Result<()> {
+    if std::fs::read_to_string("/proc/swaps")?.lines().count() > 1 {
+        eprintln!("skipped: with swap, a Postgres that wants too much memory starts, slowly");
+        return Ok(());
+    }
     let mut node = Node::new()?;
     let shop = node.create("shop")?;
     Session::open(&shop.url).await?.batch_execute("CREATE TABLE kept AS SELECT 1 AS n").await?;
