@@ -17,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::client::Session;
 use crate::scratch::Scratch;
 
-/// The user that servers run as when this process is root, which `postgres` and `pgbouncer` refuse. Nobody's.
-pub(crate) const UID: u32 = 64_321;
+/// The user that servers run as when this process is root, which `postgres` refuses. Nobody's.
+const UID: u32 = 64_321;
 
 /// What Postgres says when it accepts connections.
 const READY: &str = "database system is ready to accept connections";

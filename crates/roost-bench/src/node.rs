@@ -198,6 +198,11 @@ impl Node {
         Recipe::of(postmaster.with_context(|| format!("database {database} has no postmaster"))?, &config)
     }
 
+    /// The directory of a running database's socket.
+    pub(crate) fn socket_directory(&self, database: &str) -> PathBuf {
+        self.setup.run.join(database).join("s")
+    }
+
     /// Writes the files of a stopped database into the new directory `to`. Returns the data directory among them.
     pub(crate) fn export(&self, database: &str, to: &Path) -> Result<PathBuf> {
         fs::create_dir(to)?;

@@ -1,8 +1,8 @@
-//! The peer of the relay: PgBouncer in session mode before a bare server, and pgbench as the client of both.
+//! The peer of the relay: PgBouncer in session mode, and pgbench as the client of both.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use roost_wire::scram::{self, Verifier};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::bare::{BareCluster, UID, run};
+use crate::bare::run;
 use crate::scratch::Scratch;
 
 /// Who logs in to PgBouncer, and with what.
@@ -35,14 +35,15 @@ impl PgBouncer {
         folders.map(|folder| folder.join("pgbouncer")).find(|program| program.is_file())
     }
 
-    /// Starts one before the server of `cluster`, to which it goes by the unix socket, as Roost's gateway does. Clients
-    /// log in by SCRAM over TCP without TLS, as they do at the gateway.
-    pub(crate) fn start(program: &Path, scratch: &Scratch, cluster: &BareCluster) -> Result<Self> {
-        let folder = scratch.data().join("bare/pgbouncer");
+    /// Starts one called `name` before the server whose socket is in the directory `socket`, which it reaches as the
+    /// socket's owner. Clients log in by SCRAM over TCP without TLS, as they do at the gateway.
+    pub(crate) fn start(program: &Path, scratch: &Scratch, name: &str, socket: &Path) -> Result<Self> {
+        let folder = scratch.data().join("bare").join(name);
         fs::create_dir(&folder)?;
+        let owner = fs::metadata(socket.join(".s.PGSQL.5432")).context("the server is not running")?;
         // The port may be taken by another process before PgBouncer does; then the start fails and says so.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let socket = cluster.socket_directory().display();
+        let socket = socket.display();
         let users = folder.join("users.txt");
         // With the password itself PgBouncer would derive keys at each login, which Roost's catalog has done before.
         let verifier = Verifier::from_password(PASSWORD, &scram::fresh_salt(), scram::DEFAULT_ITERATIONS);
@@ -75,9 +76,9 @@ impl PgBouncer {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         if rustix::process::geteuid().is_root() {
             for path in [&folder, &users, &configuration] {
-                chown(path, Some(UID), Some(UID))?;
+                chown(path, Some(owner.uid()), Some(owner.gid()))?;
             }
-            command.uid(UID).gid(UID);
+            command.uid(owner.uid()).gid(owner.gid());
         }
         let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

@@ -21,7 +21,7 @@ end() {
         while kill -s 0 "$pid" 2>/dev/null && [ $tries -lt 1200 ]; do sleep 0.1; tries=$((tries + 1)); done
     done
 }
-end TERM "$1"/*.pid "$1"/bare/pgbouncer/pid
+end TERM "$1"/*.pid "$1"/bare/*/pid
 end INT "$1"/bare/*/data/postmaster.pid
 rm -rf "$1" "$2"
 "#;

@@ -12,7 +12,7 @@ use crate::bench::Bench;
 use crate::machine::{Footprint, Groups, footprint};
 use crate::node::Node;
 use crate::report::{Limit, number};
-use crate::zram::Zram;
+use crate::zram::{Fill, Zram};
 
 /// What a frozen database may take, in MiB: charged memory, the kernel's included, and compressed swap.
 const FROZEN_MEBIBYTES: f64 = 4.5;
@@ -111,8 +111,6 @@ fn frozen(bench: &mut Bench, zram: Option<&Zram>) -> Result<()> {
     }
     // The servers' ends of the sessions are gone by the time that a database counts as idle.
     std::thread::sleep(PATIENCE);
-    let fill = || zram.map(Zram::fill).transpose();
-    let empty = fill()?;
     let mut all = Vec::new();
     for tenant in &tenants {
         node.step(&tenant.id, Step::Freeze)?;
@@ -121,8 +119,8 @@ fn frozen(bench: &mut Bench, zram: Option<&Zram>) -> Result<()> {
         settle(&groups)?;
         all.push(groups);
     }
-    // What else the machine swapped before or swaps later does not compress like a database.
-    let ratio = fill()?.zip(empty).map_or(1.0, |(full, empty)| full.since(empty).ratio());
+    // Nearly all of the device's content is the databases'.
+    let ratio = zram.map(Zram::fill).transpose()?.map_or(1.0, Fill::ratio);
     let cpu = || all.iter().map(Groups::cpu).sum::<Result<Duration>>();
     let before = cpu()?;
     std::thread::sleep(WATCH);

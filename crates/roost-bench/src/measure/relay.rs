@@ -1,15 +1,16 @@
 //! The relay: processor time for each transaction of `pgbench -S -M prepared`, beside PgBouncer in session mode.
 //!
-//! Both stand before a server of their own with the same cluster and configuration, both reach it by a unix socket, and
-//! clients log in to both by SCRAM over TCP without TLS. What is compared is the processor time of the one process that
-//! relays; throughput, also without anything in between, is printed beside it.
+//! The bar is held against a PgBouncer before the same instance, so that nothing but the relay differs: to wake a
+//! confined server costs its waker more than to wake a bare one, whoever relays. What PgBouncer takes before a bare server
+//! is printed beside it, and so is throughput without anything in between. Both reach their server by a unix socket, and
+//! clients log in to both by SCRAM over TCP without TLS. Processor time is that of the one process that relays.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use super::wake::connect;
-use crate::bare::BareCluster;
 use crate::bench::Bench;
 use crate::machine::cpu_time;
 use crate::peer::Original;
@@ -43,17 +44,19 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     let rounds = bench.count(7, 1);
     let duration = Duration::from_secs(if bench.is_quick() { 2 } else { 4 });
     let scratch = bench.scratch()?;
-    let node = bench.node(&scratch, "relay").start()?;
+    // In session mode PgBouncer keeps its server sessions for a while: room for those and for Roost's.
+    let node = bench.node(&scratch, "relay").with(&["--defaults-max-connections", "300"]).start()?;
     let tenant = node.create("relay")?;
     let original = Original::of(&node, &tenant, &scratch)?;
     let cluster = original.peer(&scratch, "relay")?;
-    // In session mode PgBouncer keeps the server's connections, so what is measured without it has a server of its own.
-    let direct_cluster = original.peer(&scratch, "direct")?;
-    let (server, direct_server) = (cluster.start()?, direct_cluster.start()?);
-    let bouncer = PgBouncer::start(&program, &scratch, &cluster)?;
+    let server = cluster.start()?;
+    connect(&node, &tenant)?;
+    let instance = node.socket_directory(&tenant.id);
+    let bouncer = PgBouncer::start(&program, &scratch, "pgbouncer", &instance)?;
+    let bare_bouncer = PgBouncer::start(&program, &scratch, "pgbouncer-bare", cluster.socket_directory())?;
     let pgbench = Pgbench::beside(&original.recipe.program)?;
 
-    let target = |address: std::net::SocketAddr, user: &str, password: &str| Target {
+    let target = |address: SocketAddr, user: &str, password: &str| Target {
         host: address.ip().to_string(),
         port: address.port(),
         user: user.to_owned(),
@@ -61,21 +64,20 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     };
     let roost = target(node.address(), tenant.credentials.user(), tenant.credentials.password());
     let peer = target(bouncer.address(), USER, PASSWORD);
-    let direct = |cluster: &BareCluster| Target {
-        host: cluster.socket_directory().display().to_string(),
-        port: 5432,
-        user: "postgres".to_owned(),
-        password: String::new(),
-    };
-    connect(&node, &tenant)?;
+    let bare_peer = target(bare_bouncer.address(), USER, PASSWORD);
+    let host = cluster.socket_directory().display().to_string();
+    let direct = Target { host, port: 5432, user: "postgres".to_owned(), password: String::new() };
     pgbench.initialize(&roost)?;
-    pgbench.initialize(&direct(&cluster))?;
-    let direct = direct(&direct_cluster);
     pgbench.initialize(&direct)?;
-    let ways = [(&roost, Some(node.process())), (&peer, Some(bouncer.process())), (&direct, None)];
+    let ways = [
+        (&roost, Some(node.process())),
+        (&peer, Some(bouncer.process())),
+        (&bare_peer, Some(bare_bouncer.process())),
+        (&direct, None),
+    ];
 
     for clients in CLIENTS {
-        let mut measured: [Way; 3] = Default::default();
+        let mut measured: [Way; 4] = Default::default();
         for (target, _) in ways {
             pgbench.select(target, clients, Duration::from_secs(1))?;
         }
@@ -95,12 +97,11 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
         }
         print(bench, clients, &measured);
     }
-    drop(bouncer);
-    direct_server.stop()?;
+    drop((bouncer, bare_bouncer));
     server.stop()
 }
 
-fn print(bench: &mut Bench, clients: u32, [roost, peer, direct]: &[Way; 3]) {
+fn print(bench: &mut Bench, clients: u32, [roost, peer, bare_peer, direct]: &[Way; 4]) {
     let row = |name: &str, way: &Way| {
         let cpu = if way.cpu.len() == 0 { "-".to_owned() } else { number(way.cpu.median()) };
         vec![name.to_owned(), cpu, number(way.rate.median()), way.rate.len().to_string()]
@@ -109,7 +110,12 @@ fn print(bench: &mut Bench, clients: u32, [roost, peer, direct]: &[Way; 3]) {
     let title = format!("{clients} clients");
     report.table(
         &[&title, "cpu us/transaction", "transactions/s", "rounds"],
-        &[row("roost", roost), row("pgbouncer", peer), row("direct", direct)],
+        &[
+            row("roost", roost),
+            row("pgbouncer, same instance", peer),
+            row("pgbouncer, bare server", bare_peer),
+            row("nothing, bare server", direct),
+        ],
     );
     let ratio = roost.cpu.median() / peer.cpu.median();
     let what = format!("relay, {clients} clients: cpu a transaction / PgBouncer's");
