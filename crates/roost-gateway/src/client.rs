@@ -6,9 +6,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use roost_pool::Socket;
 use roost_wire::frame;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
 use crate::error::ErrorKind;
@@ -16,13 +16,13 @@ use crate::error::ErrorKind;
 /// How a client is connected.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Stream {
     /// The connection below.
-    fn tcp(&self) -> &TcpStream {
+    fn socket(&self) -> &Socket {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,
@@ -30,14 +30,14 @@ impl Stream {
     }
 }
 
-impl From<TcpStream> for Stream {
-    fn from(stream: TcpStream) -> Self {
+impl From<Socket> for Stream {
+    fn from(stream: Socket) -> Self {
         Self::Plain(stream)
     }
 }
 
-impl From<Box<TlsStream<TcpStream>>> for Stream {
-    fn from(stream: Box<TlsStream<TcpStream>>) -> Self {
+impl From<Box<TlsStream<Socket>>> for Stream {
+    fn from(stream: Box<TlsStream<Socket>>) -> Self {
         Self::Tls(stream)
     }
 }
@@ -140,18 +140,7 @@ impl Client {
 
     /// Resolves when the client has gone away while nothing is asked of it.
     pub(crate) async fn gone(&self) {
-        let tcp = self.stream.tcp();
-        loop {
-            let Ok(ready) = tcp.ready(Interest::READABLE).await else { return };
-            if ready.is_read_closed() {
-                return;
-            }
-            match tcp.peek(&mut [0; 1]).await {
-                Ok(0) | Err(_) => return,
-                // It sent something ahead. The bytes wait; the end of the stream shows up behind them.
-                Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
+        self.stream.socket().closed().await;
     }
 
     /// Says goodbye and closes: sends `bytes`, ends the stream, and gives the client a moment to read.

@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use roost_pool::Socket;
 use roost_wire::backend;
 use roost_wire::error::ErrorFields;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::Level;
 
@@ -23,7 +23,7 @@ use crate::startup::{self, Greeting, Opened, Opening};
 /// A connection that was accepted and counted.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Socket,
     pub(crate) peer: IpAddr,
     pub(crate) requires_tls: bool,
     pub(crate) permit: SessionPermit,
@@ -62,7 +62,7 @@ pub(crate) async fn serve<L: Ladder>(door: Arc<Door<L>>, arrival: Arrival) {
 /// Startup and authentication, within the startup deadline. `None` was a cancel request.
 async fn admit<L: Ladder>(
     door: &Door<L>,
-    stream: TcpStream,
+    stream: Socket,
     peer: IpAddr,
     requires_tls: bool,
     stranger: StrangerPermit,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use roost_catalog::{Catalog, CatalogError};
-use roost_pool::CancelMap;
+use roost_pool::{CancelMap, batch};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -192,6 +192,7 @@ impl Worker {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name(format!("roost-door-{index}")).spawn(move || {
+            runtime.spawn(batch::serve());
             // Either way of ending means the same.
             let _ = runtime.block_on(stopped);
         })?;

@@ -5,13 +5,13 @@
 //! kernel's queue takes what comes.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use roost_pool::Socket as SessionSocket;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -69,9 +69,8 @@ impl Workers {
         Self { handles, next: AtomicUsize::new(0) }
     }
 
-    fn next(&self) -> Option<(usize, &Handle)> {
-        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len().max(1);
-        self.handles.get(index).map(|handle| (index, handle))
+    fn next(&self) -> Option<&Handle> {
+        self.handles.get(self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len().max(1))
     }
 }
 
@@ -104,6 +103,7 @@ pub(crate) async fn accept<L: Ladder>(
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
+                let Ok(stream) = stream.into_std() else { continue };
                 hand_over(&door, stream, peer, &config, &workers, &refusals, &alive);
             }
             Err(error) if is_about_one_connection(&error) => {}
@@ -149,21 +149,12 @@ fn hand_over<L: Ladder>(
             return;
         }
     };
-    let Some((index, worker)) = workers.next() else { return };
+    let Some(worker) = workers.next() else { return };
     let peer = peer.ip().to_canonical();
     let requires_tls = config.requires_tls();
     let (door, alive) = (door.clone(), alive.clone());
-    if index == 0 {
-        // It is this thread's own, and registered with its runtime already.
-        tokio::spawn(async move {
-            connection::serve(door, Arrival { stream, peer, requires_tls, permit, stranger }).await;
-            drop(alive);
-        });
-        return;
-    }
-    let Ok(stream) = stream.into_std() else { return };
     worker.spawn(async move {
-        if let Ok(stream) = TcpStream::from_std(stream) {
+        if let Ok(stream) = SessionSocket::accepted(stream) {
             connection::serve(door, Arrival { stream, peer, requires_tls, permit, stranger }).await;
         }
         drop(alive);
@@ -188,7 +179,9 @@ fn refuse<L: Ladder>(door: &Door<L>, stream: TcpStream, error: ErrorKind, refusa
     door.metrics.connection_ended(&Err(error));
     if let Ok(slot) = refusals.clone().try_acquire_owned() {
         tokio::spawn(async move {
-            Client::new(Stream::Plain(stream)).dismiss(&words).await;
+            if let Ok(stream) = SessionSocket::accepted(stream) {
+                Client::new(Stream::Plain(stream)).dismiss(&words).await;
+            }
             drop(slot);
         });
     }

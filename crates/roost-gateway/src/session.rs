@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use roost_pool::{
-    CancelRegistration, CancelTarget, Hold, KeyLength, OpenError, ServerSession, ServerSocket, ServerTarget,
+    CancelRegistration, CancelTarget, Hold, KeyLength, OpenError, ServerSession, ServerTarget, Socket,
 };
 use roost_wire::backend;
 use roost_wire::frame::TransactionStatus;
@@ -60,7 +60,7 @@ pub(crate) async fn serve<L: Ladder>(
 
 /// What a relay is made of, besides the client.
 struct Parts<H> {
-    server: ServerSocket,
+    server: Socket,
     hold: H,
     watch: Watch,
     inbox: Vec<u8>,

@@ -4,10 +4,10 @@
 //! At most one request for TLS and one for GSSAPI encryption is answered. Bytes that arrive between a request for TLS
 //! and its answer are refused: they would be taken for encrypted ones later.
 
+use roost_pool::Socket;
 use roost_wire::startup::{
     FirstPacket, OptionWord, StartupError, StartupMessage, parse, parse_options, write_options,
 };
-use tokio::net::TcpStream;
 
 use crate::client::{Client, Stream};
 use crate::error::ErrorKind;
@@ -67,7 +67,7 @@ pub(crate) type Failure = (Option<Client>, ErrorKind);
 ///
 /// When they are malformed, ask for what is not supported, or the client goes away.
 pub(crate) async fn open(
-    stream: TcpStream,
+    stream: Socket,
     identities: &IdentityStore,
     requires_tls: bool,
 ) -> Result<Opened, Failure> {
@@ -122,11 +122,8 @@ pub(crate) async fn open(
 
 /// Whether a client begins with TLS instead of a request for it. Leaves the byte where it is.
 async fn begins_with_handshake(client: &Client) -> bool {
-    let mut first = [0; 1];
     match &client.stream {
-        Stream::Plain(stream) => {
-            matches!(stream.peek(&mut first).await, Ok(1)) && first == [HANDSHAKE_RECORD]
-        }
+        Stream::Plain(stream) => matches!(stream.peek().await, Ok(Some(HANDSHAKE_RECORD))),
         Stream::Tls(_) => false,
     }
 }

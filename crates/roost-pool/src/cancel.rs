@@ -15,7 +15,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use papaya::HashMap;
 
 use crate::session::socket_path;
-use crate::socket::ServerSocket;
+use crate::socket::Socket;
 
 /// How long the secret part of a client's key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl CancelTarget {
             return Ok(());
         }
         let exchange = async {
-            let mut stream = ServerSocket::connect(&self.socket).await?;
+            let mut stream = Socket::connect(&self.socket).await?;
             let mut packet = Vec::with_capacity(16 + self.key.len());
             roost_wire::startup::write_cancel(&mut packet, self.pid, &self.key);
             stream.write_all(&packet).await?;

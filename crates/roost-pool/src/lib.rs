@@ -6,9 +6,11 @@
 //! - [`Hold`] is what a server session needs of the ladder: a presence hold for its lifetime, and an activity lease
 //!   while Postgres owes it something.
 //! - [`ServerSession`] is an open session that owes nothing: its startup has been read up to the first ReadyForQuery.
-//! - [`ServerSocket`] is its connection, which wakes nobody without a reason.
+//! - [`Socket`] is its connection, or a client's, which wakes nobody without a reason; [`batch`] makes the sends of a
+//!   thread's sockets together.
 //! - [`CancelMap`] translates the key that a client was given into the key of the backend that serves it.
 
+pub mod batch;
 mod cancel;
 mod hold;
 mod session;
@@ -17,4 +19,4 @@ mod socket;
 pub use cancel::{CancelError, CancelKey, CancelMap, CancelRegistration, CancelTarget, KeyLength};
 pub use hold::Hold;
 pub use session::{OpenError, ServerSession, ServerTarget};
-pub use socket::ServerSocket;
+pub use socket::Socket;

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::cancel::CancelTarget;
 use crate::hold::Hold;
-use crate::socket::ServerSocket;
+use crate::socket::Socket;
 
 /// The name of the socket in an instance's socket directory.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
@@ -69,7 +69,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct ServerSession<H> {
     /// The connection to the backend.
-    pub socket: ServerSocket,
+    pub socket: Socket,
     /// What keeps the instance up, with its activity lease held.
     pub hold: H,
     /// What the client is told before its own BackendKeyData: ParameterStatus and NoticeResponse frames.
@@ -93,7 +93,7 @@ impl<H: Hold> ServerSession<H> {
     }
 
     async fn start(hold: H, target: ServerTarget<'_>) -> Result<Self, OpenError> {
-        let mut socket = ServerSocket::connect(&socket_path(hold.socket_dir())).await?;
+        let mut socket = Socket::connect(&socket_path(hold.socket_dir())).await?;
         let mut packet = Vec::with_capacity(256);
         startup::write_startup(&mut packet, ProtocolVersion::V3_0, parameters(&target));
         socket.write_all(&packet).await?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use roost_lifecycle::{ClosingReason, WakeError};
-use roost_pool::{CancelTarget, Hold, ServerSocket};
+use roost_pool::{CancelTarget, Hold, Socket};
 use roost_wire::frame::FrameError;
 
 use crate::cancel::CANCEL_DEADLINE;
@@ -35,7 +35,7 @@ pub(crate) enum End {
 pub(crate) struct Finished<C, H> {
     pub(super) end: End,
     pub(super) client: C,
-    pub(super) server: ServerSocket,
+    pub(super) server: Socket,
     pub(super) hold: H,
     /// The client has whole frames, so it can be told something.
     pub(super) between_frames: bool,
@@ -105,7 +105,7 @@ impl<C, H: Hold> Finished<C, H> {
 
 /// Says Terminate if the server is between frames and there is room for it; the end of the stream that follows says the
 /// same.
-fn terminate(server: &ServerSocket, between_frames: bool) {
+fn terminate(server: &Socket, between_frames: bool) {
     if between_frames {
         let _ = server.try_write(&TERMINATE_FRAME);
     }
@@ -114,7 +114,7 @@ fn terminate(server: &ServerSocket, between_frames: bool) {
 /// Cancels what a session runs, since nobody waits for the answer, and waits for the backend to notice that it is alone.
 /// The lease stays held meanwhile, so that the instance is not frozen with the request in its queue. All of it has a
 /// deadline, and the client's connection ends without waiting for it.
-fn abandon<H: Hold>(mut server: ServerSocket, hold: H, cancel: CancelTarget) {
+fn abandon<H: Hold>(mut server: Socket, hold: H, cancel: CancelTarget) {
     tokio::spawn(async move {
         if let Err(error) = cancel.cancel(CANCEL_DEADLINE).await {
             tracing::debug!(%error, "an abandoned query was not cancelled");

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use roost_pool::{Hold, ServerSocket};
+use roost_pool::{Hold, Socket};
 use roost_wire::frame::{MAX_FRAME_LEN, Scanner, Seen, Side, TransactionStatus};
 use roost_wire::owed::OwedReplies;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -67,7 +67,7 @@ enum Step {
 /// A session between a client and a server, both of which owe nothing at the beginning.
 pub(crate) struct Relay<C, H> {
     client: C,
-    server: ServerSocket,
+    server: Socket,
     hold: H,
     watch: Watch,
     traffic: Arc<Traffic>,
@@ -79,8 +79,6 @@ pub(crate) struct Relay<C, H> {
     client_frames: Scanner,
     from_server: Option<Chunk>,
     server_frames: Scanner,
-    /// A chunk was written to the client but may still lie in its TLS layer.
-    unflushed: bool,
     /// The server takes no more bytes; what it has said is still to be read.
     server_deaf: bool,
     /// The client has said Terminate.
@@ -99,7 +97,7 @@ where
     /// Puts a client and a server together. The hold's activity lease is given back when the relay starts to run.
     pub(crate) fn new(
         client: C,
-        server: ServerSocket,
+        server: Socket,
         hold: H,
         watch: Watch,
         traffic: Arc<Traffic>,
@@ -119,7 +117,6 @@ where
             client_frames: Scanner::new(Side::Frontend),
             from_server: None,
             server_frames: Scanner::new(Side::Backend),
-            unflushed: false,
             server_deaf: false,
             leaving: false,
             server_said_why: false,
@@ -191,6 +188,11 @@ where
     /// Moves bytes from the client to the server until one of them has to be waited for.
     fn poll_from_client(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         loop {
+            if !self.server.is_flushed() {
+                // What there was no room for goes first; nothing more is read meanwhile.
+                self.server_deaf |= ready!(self.server.poll_flush(cx)).is_err();
+                self.rest_if_idle();
+            }
             while let Some(chunk) = &mut self.from_client {
                 match ready!(self.server.poll_write(cx, chunk.rest())) {
                     Ok(count) if count > 0 => chunk.sent += count,
@@ -260,14 +262,11 @@ where
                 }
                 if chunk.sent == chunk.filled {
                     self.from_server = None;
-                    self.unflushed = true;
                 }
             }
-            if self.unflushed {
-                if ready!(Pin::new(&mut self.client).poll_flush(cx)).is_err() {
-                    return Poll::Ready(Step::End(End::ClientGone));
-                }
-                self.unflushed = false;
+            // What there was no room for goes first, here too.
+            if ready!(Pin::new(&mut self.client).poll_flush(cx)).is_err() {
+                return Poll::Ready(Step::End(End::ClientGone));
             }
             let mut buffer = Buffer::borrow();
             let Ok(count @ 1..) = ready!(self.server.poll_read(cx, &mut buffer)) else {
@@ -301,6 +300,11 @@ where
     #[inline]
     fn rest_if_idle(&mut self) {
         if self.owed.is_idle() && self.from_client.is_none() && self.hold.is_active() {
+            // Frames that owe no reply may still wait for the end of the worker's round.
+            self.server.flush_now();
+            if !self.server.is_flushed() {
+                return;
+            }
             self.server.settle();
             self.traffic.set_busy(false);
             self.hold.end();
@@ -310,7 +314,7 @@ where
     fn finish(self, end: End) -> Finished<C, H> {
         Finished {
             // What is half written is a frame's end as far as the client is concerned only if nothing is left of it.
-            between_frames: self.server_frames.at_boundary() && self.from_server.is_none() && !self.unflushed,
+            between_frames: self.server_frames.at_boundary() && self.from_server.is_none(),
             server_said_why: self.server_said_why,
             server_owes: !self.owed.is_idle(),
             client_frames_whole: self.client_frames.at_boundary()

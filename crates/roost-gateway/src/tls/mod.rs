@@ -10,7 +10,7 @@ mod self_signed;
 use std::io;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
+use roost_pool::Socket;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -26,7 +26,7 @@ pub(crate) const HANDSHAKE_RECORD: u8 = 0x16;
 /// A finished handshake.
 #[derive(Debug)]
 pub(crate) struct Secured {
-    pub(crate) stream: Box<TlsStream<TcpStream>>,
+    pub(crate) stream: Box<TlsStream<Socket>>,
     /// What the client's SCRAM exchange may be bound to; `None` if RFC 5929 defines nothing for this certificate.
     pub(crate) end_point: Option<Arc<[u8]>>,
     /// The name that the client asked for.
@@ -40,7 +40,7 @@ pub(crate) struct Secured {
 /// # Errors
 ///
 /// When the client goes away or no parameters suit both.
-pub(crate) async fn accept(identity: &Identity, stream: TcpStream) -> io::Result<Secured> {
+pub(crate) async fn accept(identity: &Identity, stream: Socket) -> io::Result<Secured> {
     let stream = TlsAcceptor::from(identity.config.clone()).accept(stream).await?;
     let (_, session) = stream.get_ref();
     let server_name = session.server_name().map(str::to_ascii_lowercase);
