@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use roost_postgres::Installation;
+use roost_postgres::extension::ExtensionName;
 use roost_postgres::settings::{self, InstancePaths};
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::VolumeKind;
@@ -39,6 +40,7 @@ pub(crate) const LOCK_DESCRIPTOR: i32 = 3;
 pub(crate) struct Confinement<'a> {
     pub(crate) spec: &'a StartSpec,
     pub(crate) installation: &'a Installation,
+    pub(crate) extensions: &'a [ExtensionName],
     pub(crate) volumes: &'a Volumes,
     pub(crate) template: &'a TemplateName,
     pub(crate) stage: &'a Stage,
@@ -104,7 +106,8 @@ fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<
 
     let null = ManuallyDrop::new(File::open("/dev/null").step("open /dev/null")?);
     let scene = Scene {
-        major: plan.spec.major,
+        installation: plan.installation,
+        extensions: plan.extensions,
         kind: manifest.kind,
         template: &template,
         volume: &plan.volumes.layout.volume(&volume),

@@ -1,6 +1,10 @@
 //! What this machine enforces, each with a sentence for an operator.
 
+use std::collections::BTreeMap;
 use std::fs;
+
+use roost_postgres::Installation;
+use roost_postgres::extension::ExtensionName;
 
 use crate::cgroup::Groups;
 use crate::protocol::{Finding, Freezer, Reclaim, Standing};
@@ -219,6 +223,34 @@ fn landlock_finding(version: i32) -> Finding {
         }
         _ => finding("landlock", Standing::Missing, "this kernel has no Landlock, or too old a one"),
     }
+}
+
+/// Why listed extensions are not trusted where an instance has no root of its own.
+pub(crate) const NO_EXTENSIONS: &str = "without mounts of its own, an instance sees the machine's control files, which do not trust these extensions";
+
+/// What became of the operator's list of extensions; nothing if there is none.
+pub(crate) fn extensions(
+    listed: &[ExtensionName],
+    installations: &BTreeMap<u16, Installation>,
+    has_mounts: bool,
+) -> Option<Finding> {
+    let is_installed =
+        |name: &&ExtensionName| installations.values().any(|installation| installation.has_extension(name));
+    let (there, absent): (Vec<_>, Vec<_>) = listed.iter().partition(is_installed);
+    let join =
+        |names: &[&ExtensionName]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let (standing, detail) = match (has_mounts, absent.is_empty()) {
+        _ if listed.is_empty() => return None,
+        (false, _) => (Standing::Missing, NO_EXTENSIONS.to_owned()),
+        (true, true) => {
+            (Standing::Enforced, format!("owners may install {}, beside what Postgres trusts", join(&there)))
+        }
+        (true, false) => (
+            Standing::Partial,
+            format!("postgres.extensions names {}, which no Postgres of this machine has", join(&absent)),
+        ),
+    };
+    Some(finding("extensions", standing, detail))
 }
 
 /// What does not depend on the kind of isolation.

@@ -81,6 +81,7 @@ fn warden(spec: &NodeSpec) -> Result<ExitCode> {
         node_uid: user.uid,
         node_gid: user.gid,
         installations,
+        extensions: config.postgres.extensions.clone(),
         stop_deadline: config.shutdown.drain.0 + config.shutdown.deadline.0 + MARGIN,
     })?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))

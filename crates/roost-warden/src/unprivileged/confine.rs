@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use roost_postgres::Installation;
+use roost_postgres::extension::ExtensionName;
 use roost_postgres::settings::InstancePaths;
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::VolumeKind;
@@ -44,6 +45,7 @@ pub(super) struct Confinement<'a> {
     pub(super) user: User,
     pub(super) spec: &'a StartSpec,
     pub(super) installation: &'a Installation,
+    pub(super) extensions: &'a [ExtensionName],
     pub(super) volumes: &'a Volumes,
     pub(super) template: &'a TemplateName,
     /// The directory to build a root over; `None` if the process was born into no namespaces.
@@ -87,7 +89,8 @@ fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<
         // Counted in the namespace alone, so it is the instance's own.
         sys::limit(libc::RLIMIT_NPROC, u64::from(plan.spec.limits.pids)).step("set resource limits")?;
         let scene = Scene {
-            major: plan.spec.major,
+            installation: plan.installation,
+            extensions: plan.extensions,
             kind: manifest.kind,
             template: &template,
             volume: &layout.volume(&volume),

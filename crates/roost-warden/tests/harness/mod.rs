@@ -60,6 +60,7 @@ impl Place {
             node_uid: NODE_UID,
             node_gid: NODE_UID,
             installations: discover(&options),
+            extensions: Vec::new(),
             stop_deadline: Duration::from_secs(60),
         }
     }

@@ -147,6 +147,14 @@ pub(crate) const KEYS: &[Key] = &[
         "Major version of a new database; auto is the newest of this machine.",
     ),
     key(
+        "postgres.extensions",
+        Kind::List,
+        "[]",
+        "Extensions that owners may install although Postgres does not trust them, each with those that it requires. \
+         SECURITY.md says what some of them give away. \
+         A change reaches a database at its next start.",
+    ),
+    key(
         "defaults.idle_freeze",
         Kind::Text,
         r#""10s""#,

@@ -22,6 +22,7 @@ pub(crate) use value::{Auto, Cores, HttpAddress, LogFormat, Rate, Size, Span};
 
 use roost_api::MIN_STORAGE_BYTES;
 use roost_api::units::Idle;
+use roost_postgres::extension::{ExtensionName, MAX_EXTENSIONS};
 use roost_postgres::settings::MIN_MEMORY_BYTES;
 use roost_postgres::{NEWEST_MAJOR, OLDEST_MAJOR};
 
@@ -76,6 +77,7 @@ pub(crate) struct Tls {
 pub(crate) struct Postgres {
     pub(crate) installations: Vec<PathBuf>,
     pub(crate) default_major: Auto<u16>,
+    pub(crate) extensions: Vec<ExtensionName>,
 }
 
 /// `[defaults]`: settings of databases that have none of their own.
@@ -152,6 +154,12 @@ impl Config {
         }
         if self.listen.len() > 64 {
             bail!("listen has {} addresses, but at most 64 are allowed", self.listen.len());
+        }
+        if self.postgres.extensions.len() > MAX_EXTENSIONS {
+            bail!(
+                "postgres.extensions has {} names, but at most {MAX_EXTENSIONS} are allowed",
+                self.postgres.extensions.len()
+            );
         }
         at_least("defaults.memory", self.defaults.memory.0, MIN_MEMORY_BYTES)?;
         at_least("defaults.storage", self.defaults.storage.0, MIN_STORAGE_BYTES)?;
