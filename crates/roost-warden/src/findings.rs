@@ -287,3 +287,18 @@ pub(crate) fn memory_information(name: &str) -> u64 {
 pub(crate) fn kernel_setting(path: &str) -> u64 {
     fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_extensions_without_effect_is_no_secret() {
+        let listed: Vec<ExtensionName> = vec!["nowhere".parse().unwrap()];
+        let none = BTreeMap::new();
+        assert_eq!(extensions(&[], &none, false), None);
+        let standing = |has_mounts| extensions(&listed, &none, has_mounts).map(|finding| finding.standing);
+        assert_eq!(standing(false), Some(Standing::Missing));
+        assert_eq!(standing(true), Some(Standing::Partial));
+    }
+}
