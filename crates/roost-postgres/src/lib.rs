@@ -10,7 +10,7 @@
 //! | [`volume`] | where are a database's files, and what were they made from? |
 //! | [`control_file`] | what does a cluster say of itself while no Postgres runs on it? |
 //! | [`settings`] | which configuration does an instance get? |
-//! | [`extension`] | which extensions may an owner install although Postgres does not trust them? |
+//! | [`module`] | which extensions and libraries does an operator add? |
 //! | [`log`] | what does an instance's log say, and how is it kept small? |
 //! | [`control`] | Roost's own connection to a running instance |
 //! | [`maintenance`] | the work that autovacuum had no time for |
@@ -19,10 +19,10 @@
 pub mod control;
 pub mod control_file;
 pub mod durable;
-pub mod extension;
 pub mod installation;
 pub mod log;
 pub mod maintenance;
+pub mod module;
 pub mod settings;
 pub mod template;
 pub mod volume;

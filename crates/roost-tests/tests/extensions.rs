@@ -77,6 +77,29 @@ async fn an_owner_installs_an_untrusted_extension_only_if_the_operator_lists_it(
     node.finish()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_library_that_the_operator_lists_is_loaded_where_it_is_installed() -> Result<()> {
+    let list = ["--postgres-preload", "pg_stat_statements,absent"];
+    // Trusted too where the instance has mounts of its own, which this test does not need.
+    let setup = Setup::default().with(list).with(["--postgres-extensions", "pg_stat_statements"]);
+    let mut node = setup.start()?;
+    let database = node.create_major("shop", 15)?;
+    let session = Session::open(&database.url).await?;
+    let loaded = "SELECT current_setting('shared_preload_libraries')";
+    assert_eq!(session.value::<String>(loaded, &[]).await?, "pg_stat_statements");
+    if machine::is_root() {
+        session.batch_execute("CREATE EXTENSION pg_stat_statements; SELECT 42 AS remembered").await?;
+        session.close().await;
+        node.cli(&["stop", "shop"])?;
+        let session = Session::open(&database.url).await?;
+        let remembered = "SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%remembered%'";
+        assert_eq!(session.value::<i64>(remembered, &[]).await?, 1);
+    }
+    let report = node.cli_json(&["doctor"])?.to_string();
+    assert!(report.contains("Postgres 15 has no absent"), "{report}");
+    node.finish()
+}
+
 /// What a superuser reaches with an extension of Postgres' own, and its owner must not.
 const BEYOND_AN_OWNER: &[(&str, &str)] = &[
     ("adminpack", "SELECT pg_file_write('here', 'roost', false)"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use roost_postgres::Installation;
-use roost_postgres::extension::ExtensionName;
+use roost_postgres::module::{ModuleName, Modules};
 
 use crate::cgroup::Groups;
 use crate::protocol::{Finding, Freezer, Reclaim, Standing};
@@ -228,17 +228,45 @@ fn landlock_finding(version: i32) -> Finding {
 /// Why listed extensions are not trusted where an instance has no root of its own.
 pub(crate) const NO_EXTENSIONS: &str = "without mounts of its own, an instance sees the machine's control files, which do not trust these extensions";
 
+/// What became of what the operator adds.
+pub(crate) fn modules(
+    modules: &Modules,
+    installations: &BTreeMap<u16, Installation>,
+    has_mounts: bool,
+) -> impl Iterator<Item = Finding> {
+    let extensions = extensions(&modules.extensions, installations, has_mounts);
+    extensions.into_iter().chain(preload(&modules.preload, installations))
+}
+
+/// What became of the libraries to preload; nothing if there are none.
+fn preload(listed: &[ModuleName], installations: &BTreeMap<u16, Installation>) -> Option<Finding> {
+    if listed.is_empty() {
+        return None;
+    }
+    let mut lacks = Vec::new();
+    for (major, installation) in installations {
+        let absent = listed.iter().filter(|name| !installation.has_library(name));
+        lacks.extend(absent.map(|name| format!("Postgres {major} has no {name}")));
+    }
+    let all = listed.iter().map(ModuleName::as_str).collect::<Vec<_>>().join(", ");
+    Some(if lacks.is_empty() {
+        finding("preload", Standing::Enforced, format!("every database is started with {all}"))
+    } else {
+        let lacks = lacks.join(", ");
+        finding("preload", Standing::Partial, format!("{lacks}: its databases are started without"))
+    })
+}
+
 /// What became of the operator's list of extensions; nothing if there is none.
-pub(crate) fn extensions(
-    listed: &[ExtensionName],
+fn extensions(
+    listed: &[ModuleName],
     installations: &BTreeMap<u16, Installation>,
     has_mounts: bool,
 ) -> Option<Finding> {
     let is_installed =
-        |name: &&ExtensionName| installations.values().any(|installation| installation.has_extension(name));
+        |name: &&ModuleName| installations.values().any(|installation| installation.has_extension(name));
     let (there, absent): (Vec<_>, Vec<_>) = listed.iter().partition(is_installed);
-    let join =
-        |names: &[&ExtensionName]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let join = |names: &[&ModuleName]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     let (standing, detail) = match (has_mounts, absent.is_empty()) {
         _ if listed.is_empty() => return None,
         (false, _) => (Standing::Missing, NO_EXTENSIONS.to_owned()),
@@ -294,11 +322,13 @@ mod tests {
 
     #[test]
     fn a_list_of_extensions_without_effect_is_no_secret() {
-        let listed: Vec<ExtensionName> = vec!["nowhere".parse().unwrap()];
+        let listed: Vec<ModuleName> = vec!["nowhere".parse().unwrap()];
         let none = BTreeMap::new();
         assert_eq!(extensions(&[], &none, false), None);
         let standing = |has_mounts| extensions(&listed, &none, has_mounts).map(|finding| finding.standing);
         assert_eq!(standing(false), Some(Standing::Missing));
         assert_eq!(standing(true), Some(Standing::Partial));
+        assert_eq!(preload(&[], &none), None);
+        assert_eq!(preload(&listed, &none).map(|finding| finding.standing), Some(Standing::Enforced));
     }
 }

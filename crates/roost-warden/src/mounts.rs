@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use roost_postgres::Installation;
-use roost_postgres::extension::ExtensionName;
+use roost_postgres::module::ModuleName;
 use roost_postgres::volume::VolumeKind;
 use rustix::fs::CWD;
 use rustix::mount::{
@@ -66,7 +66,7 @@ pub(crate) struct Scene<'a> {
     /// The installation, which chooses the root.
     pub(crate) installation: &'a Installation,
     /// The extensions that the instance is to trust beside those that are trusted anyway.
-    pub(crate) extensions: &'a [ExtensionName],
+    pub(crate) extensions: &'a [ModuleName],
     /// What the volume's files are.
     pub(crate) kind: VolumeKind,
     /// The template that a layer lies over.

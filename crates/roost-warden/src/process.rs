@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use roost_postgres::Installation;
-use roost_postgres::extension::ExtensionName;
+use roost_postgres::module::Modules;
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::{VolumeId, VolumeKind};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -36,7 +36,7 @@ const LANDLOCK_SCOPES: i32 = 6;
 pub(crate) struct Process {
     volumes: Volumes,
     installations: BTreeMap<u16, Installation>,
-    extensions: Vec<ExtensionName>,
+    modules: Modules,
     filters: BTreeMap<u16, Filter>,
     stage: Stage,
     groups: Groups,
@@ -72,20 +72,9 @@ impl Process {
             filters.insert(installation.major, Filter::compile(installation.major)?);
         }
         let installations = installations.iter().map(|each| (each.major, each.clone())).collect();
-        let extensions = config.extensions.clone();
+        let modules = config.modules.clone();
         let claims = claims.to_owned();
-        Ok(Self {
-            volumes,
-            installations,
-            extensions,
-            filters,
-            stage,
-            groups,
-            claims,
-            uids,
-            landlock,
-            network,
-        })
+        Ok(Self { volumes, installations, modules, filters, stage, groups, claims, uids, landlock, network })
     }
 }
 
@@ -108,7 +97,7 @@ impl Isolation for Process {
 
     fn findings(&self) -> Vec<Finding> {
         let mut findings = findings::privileged(&self.groups, self.landlock);
-        findings.extend(findings::extensions(&self.extensions, &self.installations, true));
+        findings.extend(findings::modules(&self.modules, &self.installations, true));
         findings
     }
 
@@ -151,7 +140,7 @@ impl Isolation for Process {
                 let plan = Confinement {
                     spec,
                     installation,
-                    extensions: &self.extensions,
+                    modules: &self.modules,
                     volumes: &self.volumes,
                     template: premises.template,
                     stage: &self.stage,

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use roost_postgres::Installation;
-use roost_postgres::extension::ExtensionName;
+use roost_postgres::module::Modules;
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::{VolumeId, VolumeKind};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -38,7 +38,7 @@ use tree::Tree;
 pub(crate) struct Unprivileged {
     volumes: Volumes,
     installations: BTreeMap<u16, Installation>,
-    extensions: Vec<ExtensionName>,
+    modules: Modules,
     filters: BTreeMap<u16, Filter>,
     /// What the service manager handed over; often nothing.
     groups: Groups,
@@ -62,11 +62,11 @@ impl Unprivileged {
             filters.insert(installation.major, Filter::compile(installation.major)?);
         }
         let installations = installations.iter().map(|each| (each.major, each.clone())).collect();
-        let extensions = config.extensions.clone();
-        if stage.is_err() && !extensions.is_empty() {
+        let modules = config.modules.clone();
+        if stage.is_err() && !modules.extensions.is_empty() {
             tracing::warn!("postgres.extensions has no effect: {}", findings::NO_EXTENSIONS);
         }
-        Ok(Self { volumes, installations, extensions, filters, groups, landlock: landlock::version(), stage })
+        Ok(Self { volumes, installations, modules, filters, groups, landlock: landlock::version(), stage })
     }
 
     /// The instance's processes, where no group holds them.
@@ -99,7 +99,7 @@ impl Isolation for Unprivileged {
     fn findings(&self) -> Vec<Finding> {
         let barred = self.stage.as_ref().err().map(String::as_str);
         let mut findings = findings::unprivileged(&self.groups, self.landlock, barred);
-        findings.extend(findings::extensions(&self.extensions, &self.installations, barred.is_none()));
+        findings.extend(findings::modules(&self.modules, &self.installations, barred.is_none()));
         findings
     }
 
@@ -138,7 +138,7 @@ impl Isolation for Unprivileged {
                     user,
                     spec,
                     installation,
-                    extensions: &self.extensions,
+                    modules: &self.modules,
                     volumes: &self.volumes,
                     template: premises.template,
                     stage: self.stage.as_deref().ok(),

@@ -155,6 +155,13 @@ pub(crate) const KEYS: &[Key] = &[
          A change reaches a database at its next start.",
     ),
     key(
+        "postgres.preload",
+        Kind::List,
+        "[]",
+        "Libraries that every database loads when it starts (Postgres' shared_preload_libraries), where they are \
+         installed: pg_stat_statements, for instance, needs it.",
+    ),
+    key(
         "defaults.idle_freeze",
         Kind::Text,
         r#""10s""#,

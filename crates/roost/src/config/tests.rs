@@ -103,7 +103,7 @@ fn a_value_out_of_bounds_is_refused_with_the_bound() {
         ("[gateway]\nconnect_deadline = '1ms'", "100ms"),
         ("[tls]\ncertificate = 'x.pem'", "tls.key"),
         ("[postgres]\ndefault_major = 9", "14 to 18"),
-        ("[postgres]\nextensions = ['pageinspect', '../evil']", "`../evil` is not an extension's name"),
+        ("[postgres]\nextensions = ['pageinspect', '../evil']", "`../evil` is not the name of an extension"),
         ("[log]\nlevel = '=='", "log.level"),
         ("[limits]\ncancels_per_address = '5'", "such as 60/1s"),
         ("[gateway]\nrequire_tls = 'perhaps'", "auto"),
