@@ -14,7 +14,7 @@ thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer of [`BUFFER_BYTES`] on loan. Its content is what the last borrower left: read only what you wrote.
+/// A buffer of [`BUFFER_BYTES`] on loan, or bytes of the session's own. A loan's content is what the last borrower left: read only what you wrote.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: Box<[u8]>,
@@ -29,6 +29,12 @@ impl Buffer {
     }
 }
 
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes: bytes.into_boxed_slice() }
+    }
+}
+
 impl Drop for Buffer {
     #[inline]
     fn drop(&mut self) {
@@ -36,7 +42,7 @@ impl Drop for Buffer {
         // A thread that is ending has no pool any more; the buffer is then simply freed.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            if pool.len() < KEPT {
+            if pool.len() < KEPT && bytes.len() == BUFFER_BYTES {
                 pool.push(bytes);
             }
         });
@@ -70,6 +76,8 @@ mod tests {
         drop(many);
         assert_eq!(POOL.with_borrow(Vec::len), KEPT);
         let _one = Buffer::borrow();
+        assert_eq!(POOL.with_borrow(Vec::len), KEPT - 1);
+        drop(Buffer::from(vec![1, 2, 3]));
         assert_eq!(POOL.with_borrow(Vec::len), KEPT - 1);
     }
 }

@@ -345,10 +345,11 @@ const fn closing_text(reason: ClosingReason) -> &'static str {
             "terminating connection: memory is short and this database's settings allow stopping it under sessions"
         }
         ClosingReason::StorageFull => {
-            "terminating connection: the database has grown beyond its storage limit"
+            "terminating connection: the database grew on although it is over its storage limit (storage)"
         }
         ClosingReason::NodeStorageShort => {
-            "terminating connection: the node's disk is nearly full and this database went on growing"
+            "terminating connection: the machine's free disk space is below the reserve (limits.storage_reserve) and this \
+             database grew on"
         }
         ClosingReason::Crashed => {
             "terminating connection because the database crashed; it is being started again"
@@ -407,6 +408,7 @@ fn wake_sqlstate(error: &WakeError) -> SqlState {
             StartFailure::Warden(error) => warden_sqlstate(error),
             StartFailure::Catalog(_) | StartFailure::Hook { .. } => SqlState::SYSTEM_ERROR,
             StartFailure::Admission { .. } => SqlState::OUT_OF_MEMORY,
+            StartFailure::Reserve { .. } => SqlState::DISK_FULL,
             StartFailure::Deleted => SqlState::INVALID_CATALOG_NAME,
             StartFailure::ShuttingDown => SqlState::CANNOT_CONNECT_NOW,
         },
@@ -451,6 +453,11 @@ fn start_text(cause: &StartFailure) -> String {
         StartFailure::Admission { needed_bytes, budget_bytes } => {
             no_memory_text(*needed_bytes, *budget_bytes)
         }
+        StartFailure::Reserve { reserve_bytes } => format!(
+            "the machine's free disk space is far below the reserve of {} MiB (limits.storage_reserve), and this \
+             database went on growing",
+            reserve_bytes >> 20
+        ),
         StartFailure::Deleted => "it was deleted".to_owned(),
         StartFailure::ShuttingDown => "this Roost node is shutting down".to_owned(),
     }

@@ -35,6 +35,7 @@ mod metrics;
 mod relay;
 mod route;
 mod session;
+mod shortage;
 mod startup;
 mod tls;
 mod traffic;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use roost_lifecycle::Shortage;
 use roost_pool::{
     CancelRegistration, CancelTarget, Hold, KeyLength, OpenError, ServerSession, ServerTarget, Socket,
 };
@@ -19,6 +20,7 @@ use crate::error::ErrorKind;
 use crate::interrupt::Watch;
 use crate::ladder::Ladder;
 use crate::relay::Relay;
+use crate::shortage;
 use crate::startup::Greeting;
 
 /// How long after a session could not be opened its database's end is waited for.
@@ -43,7 +45,8 @@ pub(crate) async fn serve<L: Ladder>(
         Err(error) => return Err((Some(client), error)),
     };
     let registration = door.cancels.register(session.cancel.clone(), length);
-    if let Err(error) = client.send(&ready(session.greeting, &registration)).await {
+    let shortage = session.hold.shortage();
+    if let Err(error) = client.send(&ready(session.greeting, shortage, &registration)).await {
         return Err((None, error));
     }
     let _counted = door.metrics.session_opened();
@@ -140,7 +143,10 @@ async fn open<L: Ladder>(
 }
 
 /// What the client reads once its session is open.
-fn ready(mut greeting: Vec<u8>, registration: &CancelRegistration) -> Vec<u8> {
+fn ready(mut greeting: Vec<u8>, shortage: Option<Shortage>, registration: &CancelRegistration) -> Vec<u8> {
+    if let Some(shortage) = shortage {
+        backend::notice_response(&mut greeting, &shortage::warning(shortage));
+    }
     backend::backend_key_data(&mut greeting, registration.pid(), registration.key().as_bytes());
     backend::ready_for_query(&mut greeting, TransactionStatus::Idle);
     greeting

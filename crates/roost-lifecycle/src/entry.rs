@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::error::StartFailure;
 use crate::gate::Gate;
 use crate::ladder::{Command, Event, Ladder, Phase};
+use crate::shortage::Shown;
 use crate::volume_size::Size;
 
 /// Why Roost takes an instance away from its sessions.
@@ -102,6 +103,8 @@ pub(crate) struct Entry {
     pub(crate) is_being_measured: AtomicBool,
     /// Whether its transactions are read-only by default, for want of storage.
     pub(crate) read_only: AtomicBool,
+    /// What its sessions are told of that: from before the first refusal until Postgres refuses no more.
+    pub(crate) shortage: Shown,
     /// Whether its configuration changed since it was last written.
     pub(crate) reload_due: AtomicBool,
     /// Whether its start waits for memory.
@@ -137,6 +140,7 @@ impl Entry {
             prepared_at: AtomicU64::new(u64::MAX),
             is_being_measured: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
+            shortage: Shown::default(),
             reload_due: AtomicBool::new(false),
             lacks_memory: AtomicBool::new(false),
             admitted: AtomicBool::new(false),

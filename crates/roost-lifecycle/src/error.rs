@@ -74,6 +74,14 @@ pub enum StartFailure {
         /// The node's budget (`limits.memory_budget`).
         budget_bytes: u64,
     },
+    /// The reserve of free disk space is nearly used up, and this database is one of those that went on growing.
+    #[error(
+        "free disk space is far below the reserve of {reserve_bytes} bytes, and the database went on growing"
+    )]
+    Reserve {
+        /// The reserve (`limits.storage_reserve`).
+        reserve_bytes: u64,
+    },
     /// It was deleted while it waited for its turn.
     #[error("the database was deleted")]
     Deleted,

@@ -25,6 +25,7 @@ mod metrics;
 mod prepare;
 mod presence;
 mod roles;
+mod shortage;
 mod start;
 mod step;
 mod storage;
@@ -53,6 +54,7 @@ pub use entry::ClosingReason;
 pub use error::{StartFailure, StepError, WakeError};
 pub use presence::Presence;
 pub use roles::{RoleSource, RoleUnavailable};
+pub use shortage::Shortage;
 
 use entry::{Entry, Run, state_of};
 use hook::Hook;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::Lifecycle;
 use crate::entry::{ClosingReason, Entry, Run};
 use crate::error::WakeError;
+use crate::shortage::Shortage;
 
 /// A session's hold on a database. Dropping it releases the lease and the hold.
 #[derive(Debug)]
@@ -83,6 +84,12 @@ impl Presence {
     /// Whether the activity lease is held.
     pub const fn is_active(&self) -> bool {
         self.active
+    }
+
+    /// Why the database is read-only for want of storage, if it is: one load while it is not.
+    #[inline]
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.entry.shortage.get()
     }
 
     /// Resolves when the instance is taken away from this session, with the reason.

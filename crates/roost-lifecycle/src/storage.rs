@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use roost_catalog::id::DatabaseId;
 use roost_catalog::model::Database;
-use roost_warden::WardenError;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -25,6 +24,7 @@ use crate::Lifecycle;
 use crate::entry::{ClosingReason, Entry};
 use crate::error::StartFailure;
 use crate::ladder::Phase;
+use crate::shortage::Shortage;
 use crate::volume_size::Mark;
 
 /// The pause between two looks at free space while databases are awake, and while none is.
@@ -43,6 +43,8 @@ const LEAST_ALLOWANCE: u64 = 16 << 20;
 pub(crate) struct Watch {
     /// What free space has fallen by in all, in bytes.
     written: AtomicU64,
+    /// What is kept free of the file system, in bytes.
+    reserve: AtomicU64,
     /// Whether free space is below the reserve.
     is_short: AtomicBool,
     /// Whether it is below a quarter of it.
@@ -57,6 +59,7 @@ impl Default for Watch {
     fn default() -> Self {
         Self {
             written: AtomicU64::new(0),
+            reserve: AtomicU64::new(0),
             is_short: AtomicBool::new(false),
             brakes: AtomicBool::new(false),
             growers: Mutex::default(),
@@ -112,15 +115,24 @@ impl Lifecycle {
         let watch = &self.shared.storage;
         let is_grower = watch.is_short.load(Ordering::Relaxed) && watch.growers().contains(&entry.id);
         if is_grower && watch.brakes.load(Ordering::Relaxed) {
-            let step =
-                "the reserve of free space is nearly used up, and this database went on growing".to_owned();
-            return Err(WardenError::StorageFull { step }.into());
+            let reserve_bytes = watch.reserve.load(Ordering::Relaxed);
+            return Err(StartFailure::Reserve { reserve_bytes });
         }
         let limit = self.shared.config.storage(&database.settings);
         let is_over = database.size_bytes.is_some_and(|bytes| bytes > limit);
         entry.size().begin_run(is_over, is_grower);
-        entry.read_only.store(is_over || is_grower, Ordering::SeqCst);
-        Ok(is_over || is_grower)
+        let shortage = self.shortage(is_over, is_grower, limit);
+        entry.read_only.store(shortage.is_some(), Ordering::SeqCst);
+        entry.shortage.set(shortage);
+        Ok(shortage.is_some())
+    }
+
+    /// Of two bounds that a database has reached, its own comes first: about that its owner can do something.
+    fn shortage(&self, over_limit: bool, read_only: bool, limit: u64) -> Option<Shortage> {
+        if over_limit {
+            return Some(Shortage::Limit { bytes: limit });
+        }
+        read_only.then(|| Shortage::Reserve { bytes: self.shared.storage.reserve.load(Ordering::Relaxed) })
     }
 
     fn space(&self) -> Option<Space> {
@@ -137,6 +149,7 @@ impl Lifecycle {
         let watch = &self.shared.storage;
         let was_short = watch.is_short.load(Ordering::Relaxed);
         // Relief is granted only with some room to spare, or the node would flap.
+        watch.reserve.store(reserve, Ordering::Relaxed);
         let is_short = if was_short { free < reserve + reserve / 10 } else { free < reserve };
         watch.brakes.store(is_short && free < reserve / 4, Ordering::Relaxed);
         if is_short == was_short {
@@ -218,13 +231,20 @@ impl Lifecycle {
             self.begin_stop(entry, reason);
         }
         let read_only = verdict.read_only;
-        if entry.read_only.swap(read_only, Ordering::SeqCst) == read_only {
+        let was_read_only = entry.read_only.swap(read_only, Ordering::SeqCst);
+        if read_only {
+            entry.shortage.set(self.shortage(verdict.over_limit, read_only, limit));
+        }
+        if read_only == was_read_only {
             return;
         }
         tracing::warn!(database = %entry.id, bytes, limit, read_only, "storage");
         entry.reload_due.store(true, Ordering::SeqCst);
         if let Err(error) = self.reload_if_due(entry).await {
             tracing::error!(database = %entry.id, %error, "the read-only default could not be changed");
+        }
+        if !read_only {
+            entry.shortage.clear_unless(&entry.read_only);
         }
     }
 

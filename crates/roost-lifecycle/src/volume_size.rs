@@ -48,6 +48,8 @@ pub(crate) struct Size {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Verdict {
     pub(crate) read_only: bool,
+    /// It is larger than its own limit.
+    pub(crate) over_limit: bool,
     /// It made the node's disk short, and is to be remembered for that.
     pub(crate) is_grower: bool,
     pub(crate) stop: Option<ClosingReason>,
@@ -122,7 +124,12 @@ impl Size {
         } else {
             held.filter(|grows| *grows).map(|_| ClosingReason::NodeStorageShort)
         };
-        Verdict { read_only: self.over_limit || held.is_some(), is_grower: held.is_some(), stop }
+        Verdict {
+            read_only: self.over_limit || held.is_some(),
+            over_limit: self.over_limit,
+            is_grower: held.is_some(),
+            stop,
+        }
     }
 }
 
@@ -147,7 +154,8 @@ mod tests {
     fn over_the_limit_is_read_only_until_there_is_room_to_spare() {
         let mut size = Size::default();
         assert_eq!(look(&mut size, 100, None), Verdict::default());
-        assert!(look(&mut size, 101, None).read_only);
+        let over = look(&mut size, 101, None);
+        assert!(over.read_only && over.over_limit);
         assert!(look(&mut size, 99, None).read_only);
         assert!(!look(&mut size, 94, None).read_only);
     }
@@ -181,7 +189,7 @@ mod tests {
         }
         assert_eq!(look(&mut quiet, 18, Some(20 * MIB)), Verdict::default());
         let held = look(&mut greedy, 31, Some(20 * MIB));
-        assert!(held.read_only && held.is_grower && held.stop.is_none());
+        assert!(held.read_only && held.is_grower && held.stop.is_none() && !held.over_limit);
         assert_eq!(look(&mut greedy, 64, Some(20 * MIB)).stop, Some(ClosingReason::NodeStorageShort));
         assert_eq!(look(&mut greedy, 64, None), Verdict::default());
     }

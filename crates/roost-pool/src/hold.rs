@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 
-use roost_lifecycle::{ClosingReason, Presence, WakeError};
+use roost_lifecycle::{ClosingReason, Presence, Shortage, WakeError};
 use tokio::time::Instant;
 
 /// A presence hold on a database, with an activity lease that comes and goes. Dropping it releases both.
@@ -25,6 +25,9 @@ pub trait Hold: Send + 'static {
 
     /// Whether the activity lease is held.
     fn is_active(&self) -> bool;
+
+    /// Why the database is read-only for want of storage, if it is. Asked for every packet of the server.
+    fn shortage(&self) -> Option<Shortage>;
 
     /// Resolves when the instance is taken away from this session.
     fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static;
@@ -52,6 +55,11 @@ impl Hold for Presence {
     #[inline]
     fn is_active(&self) -> bool {
         Presence::is_active(self)
+    }
+
+    #[inline]
+    fn shortage(&self) -> Option<Shortage> {
+        Presence::shortage(self)
     }
 
     fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static {

@@ -10,6 +10,7 @@
 //! | [`volume`] | where are a database's files, and what were they made from? |
 //! | [`control_file`] | what does a cluster say of itself while no Postgres runs on it? |
 //! | [`settings`] | which configuration does an instance get? |
+//! | [`module`] | which extensions and libraries does an operator add? |
 //! | [`log`] | what does an instance's log say, and how is it kept small? |
 //! | [`control`] | Roost's own connection to a running instance |
 //! | [`maintenance`] | the work that autovacuum had no time for |
@@ -21,6 +22,7 @@ pub mod durable;
 pub mod installation;
 pub mod log;
 pub mod maintenance;
+pub mod module;
 pub mod settings;
 pub mod template;
 pub mod volume;

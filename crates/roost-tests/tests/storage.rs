@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use roost_tests::node::{Database, Node, Setup};
-use roost_tests::session::{Session, sqlstate};
-use roost_tests::{command, machine};
+use roost_tests::session::{Session, message, sqlstate};
+use roost_tests::{command, machine, psql};
 
 const SOON: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
@@ -127,7 +127,7 @@ async fn eventually<F: Future<Output = Result<bool>>>(what: &str, check: impl Fn
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_database_is_read_only_until_its_owner_makes_room() -> Result<()> {
+async fn a_full_database_is_read_only_and_says_so_until_its_owner_makes_room() -> Result<()> {
     let mut node = Node::new()?;
     let full = node.create_with("full", &["--set", "storage=96MiB"])?;
     let other = node.create("other")?;
@@ -137,29 +137,35 @@ async fn a_full_database_is_read_only_until_its_owner_makes_room() -> Result<()>
     session.batch_execute("CREATE TABLE kept AS SELECT 1 AS n; CREATE TABLE filler (t text)").await?;
     session.batch_execute("ALTER TABLE filler ALTER t SET STORAGE EXTERNAL").await?;
     let (error, rows) = insert_until_error(Watched::open(&full.url).await?, "filler").await?;
-    assert_eq!(error, "25006", "after {rows} rows");
+    assert_eq!(error, "53100", "after {rows} rows");
     assert_eq!(session.value::<i64>("SELECT count(*) FROM filler", &[]).await?, rows);
     let fresh = Session::open(&full.url).await?;
     assert_eq!(fresh.value::<i32>("SELECT n FROM kept", &[]).await?, 1);
-    assert_eq!(fresh.sqlstate_of("INSERT INTO kept VALUES (2)").await?, "25006");
+    let refusal = fresh.execute("INSERT INTO kept VALUES (2)", &[]).await.err().context("it is writable")?;
+    assert_eq!(sqlstate(&refusal), "53100");
+    assert!(message(&refusal).contains("storage limit of 96 MiB (storage)"), "{refusal:?}");
+    assert_eq!(fresh.sqlstate_of("SELEC").await?, "42601");
+    let greeted = psql::try_run(&full.url, "SELECT n FROM kept")?;
+    assert_eq!(greeted.text(), "1");
+    assert!(greeted.stderr.contains("WARNING:  the database is read-only: it is over its storage limit"));
 
     // The limit outlasts a stop: the next run begins read-only.
     drop((session, fresh));
     node.cli(&["stop", "full"])?;
     let session = Session::open(&full.url).await?;
-    assert_eq!(session.sqlstate_of("INSERT INTO kept VALUES (2)").await?, "25006");
+    assert_eq!(session.sqlstate_of("INSERT INTO kept VALUES (2)").await?, "53100");
 
-    session.batch_execute("BEGIN; SET TRANSACTION READ WRITE; DROP TABLE filler; COMMIT").await?;
+    // What the hint says.
+    session.batch_execute("BEGIN READ WRITE; DELETE FROM filler; COMMIT").await?;
+    session.batch_execute("VACUUM filler").await?;
     eventually("it is writable again", async || {
         Ok(session.execute("INSERT INTO kept VALUES (3)", &[]).await.is_ok())
     })
     .await?;
 
     // A larger limit is as good.
-    session
-        .batch_execute("CREATE TABLE filler (t text); ALTER TABLE filler ALTER t SET STORAGE EXTERNAL")
-        .await?;
-    assert_eq!(insert_until_error(Watched::open(&full.url).await?, "filler").await?.0, "25006");
+    assert!(psql::try_run(&full.url, "SELECT 1")?.stderr.is_empty());
+    assert_eq!(insert_until_error(Watched::open(&full.url).await?, "filler").await?.0, "53100");
     node.cli(&["set", "full", "storage=1GiB"])?;
     eventually("it is writable again", async || {
         Ok(session.execute("INSERT INTO kept VALUES (4)", &[]).await.is_ok())
@@ -193,7 +199,7 @@ async fn a_full_database_that_overrides_read_only_is_stopped_and_comes_back() ->
         // The last transaction's acknowledgement may have been cut off.
         ensure!(there == acknowledged || there == acknowledged + 50, "{there} of {acknowledged} rows");
         acknowledged = there;
-        assert_eq!(session.sqlstate_of("CREATE TABLE another ()").await?, "25006");
+        assert_eq!(session.sqlstate_of("CREATE TABLE another ()").await?, "53100");
     }
     let gone = idle.client.simple_query("SELECT 1").await.err().context("an ended session answers")?;
     assert_eq!(idle.why(&gone).await?, "53100");
@@ -288,7 +294,15 @@ async fn a_tenant_that_writes_as_fast_as_it_can_never_fills_the_disk() -> Result
     ensure!(least < reserve, "the reserve was never reached: {} MiB were free", least / MIB);
     ensure!(least > 256 * MIB, "the disk was nearly full: {} MiB were free", least / MIB);
     ensure!(ends.iter().any(|code| code == "53100"), "nobody was told why: {ends:?}");
-    ensure!(ends.iter().all(|code| ["53100", "25006"].contains(&code.as_str())), "{ends:?}");
+    ensure!(ends.iter().all(|code| code == "53100"), "{ends:?}");
+    // Held back or not started at all, it says which bound it was.
+    let refusal = match Session::open(&fast.url).await {
+        Ok(session) => session.batch_execute("CREATE TABLE another ()").await.err(),
+        Err(error) => Some(error),
+    };
+    let refusal = refusal.context("it is writable")?;
+    assert_eq!(sqlstate(&refusal), "53100", "{refusal:?}");
+    assert!(message(&refusal).contains("the reserve of 2304 MiB (limits.storage_reserve)"), "{refusal:?}");
     neighbour.end(&other).await?;
     for database in [&fast, &other] {
         let log = node.cli(&["logs", &database.name])?;

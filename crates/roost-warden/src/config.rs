@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use roost_postgres::Installation;
+use roost_postgres::module::Modules;
 
 /// The user and group id that owns every volume on disk, on every machine, so that volumes move without a chown. No
 /// process runs as it except while a template is built.
@@ -28,6 +29,8 @@ pub struct WardenConfig {
     pub node_gid: u32,
     /// The Postgres installations, one for each major version.
     pub installations: Vec<Installation>,
+    /// What the operator adds to the installations' own.
+    pub modules: Modules,
     /// How long the node may take to stop everything after SIGTERM.
     pub stop_deadline: Duration,
 }

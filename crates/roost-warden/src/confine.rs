@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use roost_postgres::Installation;
+use roost_postgres::module::Modules;
 use roost_postgres::settings::{self, InstancePaths};
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::VolumeKind;
@@ -39,6 +40,7 @@ pub(crate) const LOCK_DESCRIPTOR: i32 = 3;
 pub(crate) struct Confinement<'a> {
     pub(crate) spec: &'a StartSpec,
     pub(crate) installation: &'a Installation,
+    pub(crate) modules: &'a Modules,
     pub(crate) volumes: &'a Volumes,
     pub(crate) template: &'a TemplateName,
     pub(crate) stage: &'a Stage,
@@ -104,7 +106,8 @@ fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<
 
     let null = ManuallyDrop::new(File::open("/dev/null").step("open /dev/null")?);
     let scene = Scene {
-        major: plan.spec.major,
+        installation: plan.installation,
+        extensions: &plan.modules.extensions,
         kind: manifest.kind,
         template: &template,
         volume: &plan.volumes.layout.volume(&volume),
@@ -123,7 +126,7 @@ fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<
 
     rustix::process::setsid().map_err(io::Error::from).step("begin a session")?;
     let (program, arguments, environment) =
-        command(plan.spec, plan.installation, &inside()).step("prepare the command line")?;
+        command(plan.spec, plan.installation, plan.modules, &inside()).step("prepare the command line")?;
     arrange([null.as_fd(), plan.log, plan.log, lock.as_fd()], setup).step("arrange the descriptors")?;
 
     // From here on no descriptor is open but the log, the lock and the set-up pipe.
@@ -174,12 +177,20 @@ pub(crate) fn inside() -> InstancePaths {
 pub(crate) fn command(
     spec: &StartSpec,
     installation: &Installation,
+    modules: &Modules,
     paths: &InstancePaths,
 ) -> io::Result<(CString, Vec<CString>, Vec<CString>)> {
     let program = mounts::c_path(&installation.bin.join("postgres"))?;
     let mut arguments = vec![program.clone()];
     for argument in settings::arguments(spec.major, paths, &spec.settings) {
         arguments.push(CString::new(argument.into_vec()).map_err(io::Error::other)?);
+    }
+    let preload = installation.preloading(&modules.preload);
+    if !preload.is_empty() {
+        // Of two that say the same, Postgres believes the later one.
+        arguments.push(c"-c".into());
+        let argument = format!("shared_preload_libraries={preload}");
+        arguments.push(CString::new(argument).map_err(io::Error::other)?);
     }
     // Postgres raises the score of every process but the postmaster, so that want of memory costs a backend before it
     // costs them all.

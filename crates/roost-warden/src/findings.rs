@@ -1,6 +1,10 @@
 //! What this machine enforces, each with a sentence for an operator.
 
+use std::collections::BTreeMap;
 use std::fs;
+
+use roost_postgres::Installation;
+use roost_postgres::module::{ModuleName, Modules};
 
 use crate::cgroup::Groups;
 use crate::protocol::{Finding, Freezer, Reclaim, Standing};
@@ -221,6 +225,62 @@ fn landlock_finding(version: i32) -> Finding {
     }
 }
 
+/// Why listed extensions are not trusted where an instance has no root of its own.
+pub(crate) const NO_EXTENSIONS: &str = "without mounts of its own, an instance sees the machine's control files, which do not trust these extensions";
+
+/// What became of what the operator adds.
+pub(crate) fn modules(
+    modules: &Modules,
+    installations: &BTreeMap<u16, Installation>,
+    has_mounts: bool,
+) -> impl Iterator<Item = Finding> {
+    let extensions = extensions(&modules.extensions, installations, has_mounts);
+    extensions.into_iter().chain(preload(&modules.preload, installations))
+}
+
+/// What became of the libraries to preload; nothing if there are none.
+fn preload(listed: &[ModuleName], installations: &BTreeMap<u16, Installation>) -> Option<Finding> {
+    if listed.is_empty() {
+        return None;
+    }
+    let mut lacks = Vec::new();
+    for (major, installation) in installations {
+        let absent = listed.iter().filter(|name| !installation.has_library(name));
+        lacks.extend(absent.map(|name| format!("Postgres {major} has no {name}")));
+    }
+    let all = listed.iter().map(ModuleName::as_str).collect::<Vec<_>>().join(", ");
+    Some(if lacks.is_empty() {
+        finding("preload", Standing::Enforced, format!("every database is started with {all}"))
+    } else {
+        let lacks = lacks.join(", ");
+        finding("preload", Standing::Partial, format!("{lacks}: its databases are started without"))
+    })
+}
+
+/// What became of the operator's list of extensions; nothing if there is none.
+fn extensions(
+    listed: &[ModuleName],
+    installations: &BTreeMap<u16, Installation>,
+    has_mounts: bool,
+) -> Option<Finding> {
+    let is_installed =
+        |name: &&ModuleName| installations.values().any(|installation| installation.has_extension(name));
+    let (there, absent): (Vec<_>, Vec<_>) = listed.iter().partition(is_installed);
+    let join = |names: &[&ModuleName]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let (standing, detail) = match (has_mounts, absent.is_empty()) {
+        _ if listed.is_empty() => return None,
+        (false, _) => (Standing::Missing, NO_EXTENSIONS.to_owned()),
+        (true, true) => {
+            (Standing::Enforced, format!("owners may install {}, beside what Postgres trusts", join(&there)))
+        }
+        (true, false) => (
+            Standing::Partial,
+            format!("postgres.extensions names {}, which no Postgres of this machine has", join(&absent)),
+        ),
+    };
+    Some(finding("extensions", standing, detail))
+}
+
 /// What does not depend on the kind of isolation.
 pub(crate) fn machine() -> Vec<Finding> {
     let swap = memory_information("SwapTotal");
@@ -254,4 +314,21 @@ pub(crate) fn memory_information(name: &str) -> u64 {
 /// A number from below `/proc/sys`; 0 if it is not there.
 pub(crate) fn kernel_setting(path: &str) -> u64 {
     fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_extensions_without_effect_is_no_secret() {
+        let listed: Vec<ModuleName> = vec!["nowhere".parse().unwrap()];
+        let none = BTreeMap::new();
+        assert_eq!(extensions(&[], &none, false), None);
+        let standing = |has_mounts| extensions(&listed, &none, has_mounts).map(|finding| finding.standing);
+        assert_eq!(standing(false), Some(Standing::Missing));
+        assert_eq!(standing(true), Some(Standing::Partial));
+        assert_eq!(preload(&[], &none), None);
+        assert_eq!(preload(&listed, &none).map(|finding| finding.standing), Some(Standing::Enforced));
+    }
 }

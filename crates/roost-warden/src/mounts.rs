@@ -11,11 +11,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use roost_postgres::Installation;
+use roost_postgres::module::ModuleName;
 use roost_postgres::volume::VolumeKind;
 use rustix::fs::CWD;
 use rustix::mount::{
@@ -41,6 +42,12 @@ pub(crate) const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/
 /// The size of an instance's `/tmp`, which Postgres itself leaves empty.
 const SCRATCH_BYTES: u64 = 16 << 20;
 
+/// Where, on the stage, an instance's own control files of extensions are.
+const EXTENSIONS: &str = "extensions";
+
+/// The size of that place: some pages for each extension that may be listed.
+const EXTENSIONS_BYTES: u64 = 4 << 20;
+
 /// How long a mount of a volume is tried again while the kernel still takes down the one before: its processes are
 /// gone, which the volume's lock proves, but a namespace goes away a moment after the last of them.
 const STRAGGLING_MOUNT: Duration = Duration::from_secs(2);
@@ -56,8 +63,10 @@ pub(crate) struct Stage {
 /// What one instance mounts into its root.
 #[derive(Debug)]
 pub(crate) struct Scene<'a> {
-    /// Postgres' major version, which chooses the root.
-    pub(crate) major: u16,
+    /// The installation, which chooses the root.
+    pub(crate) installation: &'a Installation,
+    /// The extensions that the instance is to trust beside those that are trusted anyway.
+    pub(crate) extensions: &'a [ModuleName],
     /// What the volume's files are.
     pub(crate) kind: VolumeKind,
     /// The template that a layer lies over.
@@ -92,7 +101,7 @@ impl Stage {
         make_directory(path, 0o700)?;
         temporary(path, 1 << 20, 0o700, MountFlags::NOEXEC)?;
         let mut stage = Self { path: path.to_owned(), hidden: BTreeMap::new() };
-        for name in ["template", "volume", "merged"] {
+        for name in ["template", "volume", "merged", EXTENSIONS] {
             make_directory(&path.join(name), 0o700)?;
         }
         for installation in installations {
@@ -110,7 +119,8 @@ impl Stage {
     /// Mounts what is the instance's own, and makes its root the calling process's. For a process in a copy of the
     /// warden's mount namespace and in a process namespace of its own.
     pub(crate) fn enter(&self, scene: &Scene<'_>) -> io::Result<()> {
-        let root = self.root(scene.major);
+        let major = scene.installation.major;
+        let root = self.root(major);
         let inside = |path: &str| root.join(path.trim_start_matches('/'));
         let harmless = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
         match scene.kind {
@@ -125,8 +135,9 @@ impl Stage {
         attach(&detached(scene.configuration, harmless | libc::MOUNT_ATTR_RDONLY)?, &inside(CONFIGURATION))?;
         temporary(&inside(SHARED_MEMORY), scene.shared_memory_bytes, 0o1777, MountFlags::NOEXEC)?;
         temporary(&inside(SCRATCH), SCRATCH_BYTES, 0o1777, MountFlags::NOEXEC)?;
-        let hidden = self.hidden.get(&scene.major).map_or(&[][..], Vec::as_slice);
+        let hidden = self.hidden.get(&major).map_or(&[][..], Vec::as_slice);
         show_paths(hidden, &root, INSTALLATION, Path::new(SCRATCH))?;
+        self.trust_extensions(scene, &root)?;
         mount_processes(&inside("/proc"))?;
         sys::pivot_into(&c_path(&root)?)
     }
@@ -136,6 +147,25 @@ impl Stage {
         let root = self.root(major);
         mount_processes(&root.join("proc"))?;
         sys::pivot_into(&c_path(&root)?)
+    }
+
+    /// Puts control files that say so over those of the extensions that the instance is to trust. They lie in a file
+    /// system of this one instance, which nobody else has a name for and which goes with its last mount.
+    fn trust_extensions(&self, scene: &Scene<'_>, root: &Path) -> io::Result<()> {
+        let files = scene.installation.trusting(scene.extensions)?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        let folder = self.path.join(EXTENSIONS);
+        temporary(&folder, EXTENSIONS_BYTES, 0o755, MountFlags::NOEXEC)?;
+        let target = place_below(root, &fs::canonicalize(scene.installation.extensions())?);
+        for file in files {
+            let path = folder.join(&file.name);
+            fs::write(&path, &file.content)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
+            attach(&detached(&path, INSTALLATION | libc::MOUNT_ATTR_NOEXEC)?, &target.join(&file.name))?;
+        }
+        Ok(())
     }
 
     fn mount_layer(&self, scene: &Scene<'_>, target: &Path) -> io::Result<()> {

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use roost_postgres::Installation;
+use roost_postgres::module::Modules;
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::{VolumeId, VolumeKind};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::{self, Groups};
-use crate::config::VOLUME_UID;
+use crate::config::{VOLUME_UID, WardenConfig};
 use crate::confine::{self, Confinement};
 use crate::failure::Step;
 use crate::findings;
@@ -35,6 +36,7 @@ const LANDLOCK_SCOPES: i32 = 6;
 pub(crate) struct Process {
     volumes: Volumes,
     installations: BTreeMap<u16, Installation>,
+    modules: Modules,
     filters: BTreeMap<u16, Filter>,
     stage: Stage,
     groups: Groups,
@@ -51,10 +53,11 @@ impl Process {
     /// Prepares what all instances share. The calling process must be root, and in a mount namespace of its own.
     pub(crate) fn prepare(
         volumes: Volumes,
-        installations: &[Installation],
+        config: &WardenConfig,
         run: &Path,
         claims: &Path,
     ) -> io::Result<Self> {
+        let installations = config.installations.as_slice();
         let data = &volumes.layout.data;
         let (uids, groups) = {
             let open = Claims::open(claims)?;
@@ -69,8 +72,9 @@ impl Process {
             filters.insert(installation.major, Filter::compile(installation.major)?);
         }
         let installations = installations.iter().map(|each| (each.major, each.clone())).collect();
+        let modules = config.modules.clone();
         let claims = claims.to_owned();
-        Ok(Self { volumes, installations, filters, stage, groups, claims, uids, landlock, network })
+        Ok(Self { volumes, installations, modules, filters, stage, groups, claims, uids, landlock, network })
     }
 }
 
@@ -92,7 +96,9 @@ impl Isolation for Process {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        findings::privileged(&self.groups, self.landlock)
+        let mut findings = findings::privileged(&self.groups, self.landlock);
+        findings.extend(findings::modules(&self.modules, &self.installations, true));
+        findings
     }
 
     fn reserve(&mut self) -> Result<Option<u32>, WardenError> {
@@ -134,6 +140,7 @@ impl Isolation for Process {
                 let plan = Confinement {
                     spec,
                     installation,
+                    modules: &self.modules,
                     volumes: &self.volumes,
                     template: premises.template,
                     stage: &self.stage,

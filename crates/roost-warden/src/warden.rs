@@ -114,13 +114,13 @@ fn isolate(
     run: &Path,
 ) -> Result<Isolated, RunError> {
     if !is_root {
-        let process = Unprivileged::prepare(volumes.clone(), &config.installations, run)
+        let process = Unprivileged::prepare(volumes.clone(), config, run)
             .map_err(step("prepare the isolation of instances"))?;
         return Ok((Box::new(process), None));
     }
     let host = sys::own_namespace("mnt").map_err(step("hold the host's mount namespace"))?;
     mounts::leave_host().map_err(step("leave the host's mount namespace"))?;
-    let process = Process::prepare(volumes.clone(), &config.installations, run, Path::new(CLAIMS))
+    let process = Process::prepare(volumes.clone(), config, run, Path::new(CLAIMS))
         .map_err(step("prepare the isolation of instances"))?;
     Ok((Box::new(process), Some(host)))
 }

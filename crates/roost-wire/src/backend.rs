@@ -90,6 +90,18 @@ pub fn error_response(out: &mut Vec<u8>, fields: &ErrorFields) {
     frame(out, b'E', |out| report(out, fields));
 }
 
+/// ErrorResponse of these fields, each with its type byte. No value may contain a NUL.
+pub fn error_response_of(out: &mut Vec<u8>, fields: &[(u8, &[u8])]) {
+    frame(out, b'E', |out| {
+        for (tag, value) in fields {
+            out.push(*tag);
+            out.extend_from_slice(value);
+            out.push(0);
+        }
+        out.push(0);
+    });
+}
+
 /// NoticeResponse.
 pub fn notice_response(out: &mut Vec<u8>, fields: &ErrorFields) {
     frame(out, b'N', |out| report(out, fields));

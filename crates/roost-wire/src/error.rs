@@ -27,6 +27,8 @@ states! {
     PROTOCOL_VIOLATION = b"08P01";
     /// feature_not_supported
     FEATURE_NOT_SUPPORTED = b"0A000";
+    /// read_only_sql_transaction
+    READ_ONLY_TRANSACTION = b"25006";
     /// invalid_authorization_specification
     INVALID_AUTHORIZATION = b"28000";
     /// invalid_password
@@ -151,14 +153,9 @@ impl ErrorFields {
     /// asks; a missing code counts as an internal error.
     pub fn parse(body: &[u8]) -> Self {
         let mut fields = Self::fatal(SqlState::INTERNAL_ERROR, "");
-        let mut rest = body;
-        while let Some((&field, after)) = rest.split_first() {
-            if field == 0 {
-                break;
-            }
-            let end = after.iter().position(|byte| *byte == 0).unwrap_or(after.len());
-            let value = String::from_utf8_lossy(after.get(..end).unwrap_or_default());
-            match field {
+        for (tag, value) in raw_fields(body) {
+            let value = String::from_utf8_lossy(value);
+            match tag {
                 b'V' => fields.severity = severity(&value),
                 b'C' => fields.code = SqlState::parse(&value).unwrap_or(SqlState::INTERNAL_ERROR),
                 b'M' => fields.message = value.into_owned(),
@@ -166,10 +163,21 @@ impl ErrorFields {
                 b'H' => fields.hint = Some(value.into_owned()),
                 _ => {}
             }
-            rest = after.get(end + 1..).unwrap_or_default();
         }
         fields
     }
+}
+
+/// The fields in the body of an ErrorResponse or NoticeResponse, each with its type byte and without its NUL: in the
+/// client's encoding, whatever that is.
+pub fn raw_fields(body: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = body;
+    std::iter::from_fn(move || {
+        let (&tag, after) = rest.split_first().filter(|(tag, _)| **tag != 0)?;
+        let end = after.iter().position(|byte| *byte == 0).unwrap_or(after.len());
+        rest = after.get(end + 1..).unwrap_or_default();
+        Some((tag, after.get(..end).unwrap_or_default()))
+    })
 }
 
 fn severity(word: &str) -> Severity {

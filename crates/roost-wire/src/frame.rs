@@ -164,6 +164,16 @@ impl Scanner {
         self.remaining == 0 && self.partial_len == 0
     }
 
+    /// How many bytes are still to come of the frame that has begun; `None` inside a header, which says it.
+    pub const fn left_of_frame(&self) -> Option<usize> {
+        match self.partial_len {
+            0 => Some(self.remaining),
+            // A ReadyForQuery without its status.
+            HEADER_LEN => Some(1),
+            _ => None,
+        }
+    }
+
     /// Takes the next bytes of the stream and reports each frame once.
     ///
     /// # Errors
@@ -283,6 +293,20 @@ mod tests {
         let (seen, boundary) = scan(Side::Backend, &[b"C\0\0\0\x04Z\0\0\0\x05", b"T"]).unwrap();
         assert_eq!(seen, [Seen::Frame { tag: b'C', len: 5 }, Seen::Ready(TransactionStatus::InTransaction)]);
         assert!(boundary);
+    }
+
+    #[test]
+    fn what_is_left_of_a_frame_is_known_once_its_header_is() {
+        let bytes = b"C\0\0\0\x06abZ\0\0\0\x05I";
+        let mut scanner = Scanner::new(Side::Backend);
+        let mut left = vec![scanner.left_of_frame()];
+        for byte in bytes {
+            scanner.feed(&[*byte], 1000, |_| ()).unwrap();
+            left.push(scanner.left_of_frame());
+        }
+        let header = [None; 4];
+        let wanted = [&[Some(0)], &header[..], &[Some(2), Some(1), Some(0)], &header, &[Some(1), Some(0)]];
+        assert_eq!(left, wanted.concat());
     }
 
     #[test]

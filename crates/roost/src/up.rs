@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use roost_postgres::installation::{DiscoverOptions, discover};
+use roost_postgres::module::Modules;
 use roost_warden::WardenConfig;
 
 use crate::cli::UpArgs;
@@ -81,6 +82,10 @@ fn warden(spec: &NodeSpec) -> Result<ExitCode> {
         node_uid: user.uid,
         node_gid: user.gid,
         installations,
+        modules: Modules {
+            extensions: config.postgres.extensions.clone(),
+            preload: config.postgres.preload.clone(),
+        },
         stop_deadline: config.shutdown.drain.0 + config.shutdown.deadline.0 + MARGIN,
     })?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))

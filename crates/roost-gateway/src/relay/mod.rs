@@ -8,11 +8,12 @@
 //! Invariants:
 //! - no byte of a request goes to the server without the activity lease, and the lease is given back as soon as the
 //!   server owes nothing;
-//! - bytes reach each side in order, and none is lost or made up; an error of Roost's own is written only between two
-//!   frames of the server;
+//! - bytes reach each side in order, and none is lost or made up, except that the refusal of a write for want of storage
+//!   is reworded; an error of Roost's own is written only between two frames of the server;
 //! - what costs something per packet is the two system calls, the scan of the headers, and the lease.
 
 mod end;
+mod refusal;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -32,6 +33,7 @@ use crate::buffer::Buffer;
 use crate::interrupt::{Interrupt, Watch};
 use crate::metrics::Metrics;
 use crate::traffic::Traffic;
+use refusal::Refusals;
 
 /// The tag of Terminate.
 const TERMINATE: u8 = b'X';
@@ -49,6 +51,10 @@ struct Chunk {
 impl Chunk {
     const fn new(buffer: Buffer, filled: usize) -> Self {
         Self { buffer, sent: 0, filled }
+    }
+
+    fn of(bytes: Vec<u8>) -> Self {
+        Self { sent: 0, filled: bytes.len(), buffer: bytes.into() }
     }
 
     #[inline]
@@ -79,6 +85,7 @@ pub(crate) struct Relay<C, H> {
     client_frames: Scanner,
     from_server: Option<Chunk>,
     server_frames: Scanner,
+    refusals: Refusals,
     /// The server takes no more bytes; what it has said is still to be read.
     server_deaf: bool,
     /// The client has said Terminate.
@@ -117,6 +124,7 @@ where
             client_frames: Scanner::new(Side::Frontend),
             from_server: None,
             server_frames: Scanner::new(Side::Backend),
+            refusals: Refusals::default(),
             server_deaf: false,
             leaving: false,
             server_said_why: false,
@@ -283,6 +291,9 @@ where
     fn take_from_server(&mut self, buffer: Buffer, count: usize) -> Option<Step> {
         let bytes = buffer.get(..count).unwrap_or_default();
         self.traffic.sent(count);
+        let shortage = self.hold.shortage();
+        let retold = (shortage.is_some() || self.refusals.is_withholding())
+            .then(|| self.refusals.retell(self.server_frames.left_of_frame(), bytes, shortage));
         let (owed, said_why) = (&mut self.owed, &mut self.server_said_why);
         let scanned = self.server_frames.feed(bytes, MAX_FRAME_LEN, |seen| {
             *said_why = matches!(seen, Seen::Frame { tag: ERROR, .. });
@@ -291,7 +302,10 @@ where
         if let Err(error) = scanned {
             return Some(Step::End(End::ServerProtocol(error)));
         }
-        self.from_server = Some(Chunk::new(buffer, count));
+        self.from_server = match retold {
+            None => Some(Chunk::new(buffer, count)),
+            Some(told) => Some(Chunk::of(told)).filter(|chunk| chunk.filled > 0),
+        };
         self.rest_if_idle();
         None
     }

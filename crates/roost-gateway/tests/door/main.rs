@@ -11,4 +11,5 @@ mod leases;
 mod login;
 mod negotiation;
 mod relaying;
+mod shortage;
 mod support;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use roost_postgres::Installation;
+use roost_postgres::module::Modules;
 use roost_postgres::settings::InstancePaths;
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::VolumeKind;
@@ -44,6 +45,7 @@ pub(super) struct Confinement<'a> {
     pub(super) user: User,
     pub(super) spec: &'a StartSpec,
     pub(super) installation: &'a Installation,
+    pub(super) modules: &'a Modules,
     pub(super) volumes: &'a Volumes,
     pub(super) template: &'a TemplateName,
     /// The directory to build a root over; `None` if the process was born into no namespaces.
@@ -87,7 +89,8 @@ fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<
         // Counted in the namespace alone, so it is the instance's own.
         sys::limit(libc::RLIMIT_NPROC, u64::from(plan.spec.limits.pids)).step("set resource limits")?;
         let scene = Scene {
-            major: plan.spec.major,
+            installation: plan.installation,
+            extensions: &plan.modules.extensions,
             kind: manifest.kind,
             template: &template,
             volume: &layout.volume(&volume),
@@ -111,7 +114,7 @@ fn prepare_and_execute(plan: &Confinement<'_>, setup: BorrowedFd<'_>) -> Result<
         std::env::set_current_dir(&files).step("enter the volume")?;
     }
     let (program, mut arguments, environment) =
-        command(plan.spec, plan.installation, &paths).step("prepare the command line")?;
+        command(plan.spec, plan.installation, plan.modules, &paths).step("prepare the command line")?;
     if plan.stage.is_none() {
         // The machine's /dev/shm belongs to everybody, other instances included.
         arguments.extend([c"-c", c"dynamic_shared_memory_type=mmap"].map(CString::from));

@@ -14,11 +14,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use roost_postgres::Installation;
+use roost_postgres::module::Modules;
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::{VolumeId, VolumeKind};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Groups;
+use crate::config::WardenConfig;
 use crate::failure::Step;
 use crate::findings;
 use crate::isolation::{Footprint, Isolation, Launched, Premises, Survivor, Trace};
@@ -36,6 +38,7 @@ use tree::Tree;
 pub(crate) struct Unprivileged {
     volumes: Volumes,
     installations: BTreeMap<u16, Installation>,
+    modules: Modules,
     filters: BTreeMap<u16, Filter>,
     /// What the service manager handed over; often nothing.
     groups: Groups,
@@ -46,7 +49,8 @@ pub(crate) struct Unprivileged {
 
 impl Unprivileged {
     /// Finds out what this user may do. For a process with one thread.
-    pub(crate) fn prepare(volumes: Volumes, installations: &[Installation], run: &Path) -> io::Result<Self> {
+    pub(crate) fn prepare(volumes: Volumes, config: &WardenConfig, run: &Path) -> io::Result<Self> {
+        let installations = config.installations.as_slice();
         let groups = Groups::delegated(&crate::process::subtree(&volumes.layout.data));
         let stage = run.join(".stage");
         let stage = confine::rehearse(&stage, installations).map(|()| stage).map_err(|error| {
@@ -58,7 +62,11 @@ impl Unprivileged {
             filters.insert(installation.major, Filter::compile(installation.major)?);
         }
         let installations = installations.iter().map(|each| (each.major, each.clone())).collect();
-        Ok(Self { volumes, installations, filters, groups, landlock: landlock::version(), stage })
+        let modules = config.modules.clone();
+        if stage.is_err() && !modules.extensions.is_empty() {
+            tracing::warn!("postgres.extensions has no effect: {}", findings::NO_EXTENSIONS);
+        }
+        Ok(Self { volumes, installations, modules, filters, groups, landlock: landlock::version(), stage })
     }
 
     /// The instance's processes, where no group holds them.
@@ -89,7 +97,10 @@ impl Isolation for Unprivileged {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        findings::unprivileged(&self.groups, self.landlock, self.stage.as_ref().err().map(String::as_str))
+        let barred = self.stage.as_ref().err().map(String::as_str);
+        let mut findings = findings::unprivileged(&self.groups, self.landlock, barred);
+        findings.extend(findings::modules(&self.modules, &self.installations, barred.is_none()));
+        findings
     }
 
     fn reserve(&mut self) -> Result<Option<u32>, WardenError> {
@@ -127,6 +138,7 @@ impl Isolation for Unprivileged {
                     user,
                     spec,
                     installation,
+                    modules: &self.modules,
                     volumes: &self.volumes,
                     template: premises.template,
                     stage: self.stage.as_deref().ok(),

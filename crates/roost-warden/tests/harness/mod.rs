@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use roost_postgres::installation::{DiscoverOptions, discover};
+use roost_postgres::module::Modules;
 use roost_postgres::settings::InstanceSettings;
 use roost_postgres::volume::VolumeId;
 use roost_warden::config::NODE_UID;
@@ -60,6 +61,7 @@ impl Place {
             node_uid: NODE_UID,
             node_gid: NODE_UID,
             installations: discover(&options),
+            modules: Modules::default(),
             stop_deadline: Duration::from_secs(60),
         }
     }

@@ -147,6 +147,21 @@ pub(crate) const KEYS: &[Key] = &[
         "Major version of a new database; auto is the newest of this machine.",
     ),
     key(
+        "postgres.extensions",
+        Kind::List,
+        "[]",
+        "Extensions that owners may install although Postgres does not trust them, each with those that it requires. \
+         SECURITY.md says what some of them give away. \
+         A change reaches a database at its next start.",
+    ),
+    key(
+        "postgres.preload",
+        Kind::List,
+        "[]",
+        "Libraries that every database loads when it starts (Postgres' shared_preload_libraries), where they are \
+         installed: pg_stat_statements, for instance, needs it.",
+    ),
+    key(
         "defaults.idle_freeze",
         Kind::Text,
         r#""10s""#,

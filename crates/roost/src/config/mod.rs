@@ -22,6 +22,7 @@ pub(crate) use value::{Auto, Cores, HttpAddress, LogFormat, Rate, Size, Span};
 
 use roost_api::MIN_STORAGE_BYTES;
 use roost_api::units::Idle;
+use roost_postgres::module::{MAX_MODULES, ModuleName};
 use roost_postgres::settings::MIN_MEMORY_BYTES;
 use roost_postgres::{NEWEST_MAJOR, OLDEST_MAJOR};
 
@@ -76,6 +77,8 @@ pub(crate) struct Tls {
 pub(crate) struct Postgres {
     pub(crate) installations: Vec<PathBuf>,
     pub(crate) default_major: Auto<u16>,
+    pub(crate) extensions: Vec<ModuleName>,
+    pub(crate) preload: Vec<ModuleName>,
 }
 
 /// `[defaults]`: settings of databases that have none of their own.
@@ -152,6 +155,13 @@ impl Config {
         }
         if self.listen.len() > 64 {
             bail!("listen has {} addresses, but at most 64 are allowed", self.listen.len());
+        }
+        for (key, names) in
+            [("postgres.extensions", &self.postgres.extensions), ("postgres.preload", &self.postgres.preload)]
+        {
+            if names.len() > MAX_MODULES {
+                bail!("{key} has {} names, but at most {MAX_MODULES} are allowed", names.len());
+            }
         }
         at_least("defaults.memory", self.defaults.memory.0, MIN_MEMORY_BYTES)?;
         at_least("defaults.storage", self.defaults.storage.0, MIN_STORAGE_BYTES)?;

@@ -63,11 +63,23 @@ fn flags_go_over_the_file_and_the_file_over_the_defaults() {
     let file = "http = '127.0.0.1:1'\n[defaults]\nmemory = '512MiB'\nidle_stop = 'never'\n";
     let config = load(
         file,
-        &["--http", "off", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--gateway-workers", "3"],
+        &[
+            "--http",
+            "off",
+            "--listen",
+            "127.0.0.1:0",
+            "--listen",
+            "[::1]:0",
+            "--gateway-workers",
+            "3",
+            "--postgres-extensions",
+            "bloom,xml2",
+        ],
     );
     let config = config.unwrap();
     assert_eq!(config.http.0, None);
     assert_eq!(config.listen.len(), 2);
+    assert_eq!(config.postgres.extensions.len(), 2);
     assert_eq!(config.gateway.workers, Auto::Value(3));
     assert_eq!(config.defaults.memory, Size(512 << 20));
     assert_eq!(config.defaults.idle_stop.to_string(), "never");
@@ -91,6 +103,7 @@ fn a_value_out_of_bounds_is_refused_with_the_bound() {
         ("[gateway]\nconnect_deadline = '1ms'", "100ms"),
         ("[tls]\ncertificate = 'x.pem'", "tls.key"),
         ("[postgres]\ndefault_major = 9", "14 to 18"),
+        ("[postgres]\nextensions = ['pageinspect', '../evil']", "`../evil` is not the name of an extension"),
         ("[log]\nlevel = '=='", "log.level"),
         ("[limits]\ncancels_per_address = '5'", "such as 60/1s"),
         ("[gateway]\nrequire_tls = 'perhaps'", "auto"),

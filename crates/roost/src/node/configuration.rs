@@ -8,6 +8,7 @@ use roost_api::ApiConfig;
 use roost_api::resource::{Check, Verdict};
 use roost_gateway::{CertificateSource, GatewayConfig, LimitsConfig, ListenerConfig, Rate};
 use roost_lifecycle::LifecycleConfig;
+use roost_pool::batch;
 
 use crate::config::{self, Auto, Config};
 
@@ -146,7 +147,7 @@ pub(super) fn api(config: &Config, listen: &[SocketAddr], http: Option<SocketAdd
         purge_after: config.purge_after.0,
         wake_timeout: config.limits.start_deadline.0,
         stop_timeout: config.limits.stop_deadline.0,
-        checks: vec![Check { subject: "tls".to_owned(), verdict, detail: tls, hint: None }],
+        checks: vec![Check { subject: "tls".to_owned(), verdict, detail: tls, hint: None }, relay()],
     }
 }
 
@@ -158,6 +159,17 @@ fn host(listen: &[SocketAddr]) -> String {
         return "localhost".to_owned();
     }
     listen.first().map_or("localhost".to_owned(), |address| address.ip().to_string())
+}
+
+/// What the kernel does for the relay.
+fn relay() -> Check {
+    let (verdict, detail, hint) = if batch::is_available() {
+        (Verdict::Good, "sends of one round are made together, by io_uring", None)
+    } else {
+        let hint = "See kernel.io_uring_disabled, and what confines the node.";
+        (Verdict::Weak, "each send is a system call: this process gets no io_uring", Some(hint))
+    };
+    Check { subject: "relay".to_owned(), verdict, detail: detail.to_owned(), hint: hint.map(str::to_owned) }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use roost_catalog::id::DatabaseId;
 use roost_catalog::model::RoleLogin;
 use roost_gateway::Ladder;
-use roost_lifecycle::{ClosingReason, RoleSource, RoleUnavailable, WakeError};
+use roost_lifecycle::{ClosingReason, RoleSource, RoleUnavailable, Shortage, WakeError};
 use roost_pool::Hold;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -32,6 +32,7 @@ pub(crate) struct Stage {
     pub(crate) frozen: AtomicBool,
     pub(crate) thaws: AtomicUsize,
     pub(crate) closing: watch::Sender<Option<ClosingReason>>,
+    pub(crate) shortage: Mutex<Option<Shortage>>,
     pub(crate) roles: Mutex<HashMap<String, RoleLogin>>,
     /// What a sleeping database's roles are answered from; `None` means that the database runs.
     pub(crate) kept_roles: Mutex<Option<HashMap<String, RoleLogin>>>,
@@ -53,6 +54,7 @@ impl TestLadder {
             frozen: AtomicBool::new(false),
             thaws: AtomicUsize::new(0),
             closing: watch::Sender::new(None),
+            shortage: Mutex::default(),
             roles: Mutex::default(),
             kept_roles: Mutex::default(),
             wake_takes: Mutex::new(Duration::ZERO),
@@ -139,6 +141,10 @@ impl Hold for TestHold {
 
     fn is_active(&self) -> bool {
         self.active
+    }
+
+    fn shortage(&self) -> Option<Shortage> {
+        *self.stage.shortage.lock().unwrap()
     }
 
     fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static {
