@@ -9,8 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
+use roost_durable::RealDisk;
 use roost_postgres::control_file::{self, ClusterState, ControlFile};
-use roost_postgres::durable::{self, RealDisk};
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::manifest::ManifestError;
 use roost_postgres::volume::{Layout, Manifest, VolumeId, VolumeKind};
@@ -73,7 +73,7 @@ impl Volumes {
             for directory in
                 [self.layout.shard(&volume), self.layout.database(&volume), self.layout.volume(&volume)]
             {
-                durable::create_dir(&RealDisk, &directory).step("make the volume's directory")?;
+                roost_durable::create_dir(&RealDisk, &directory).step("make the volume's directory")?;
             }
         }
         self.lock_existing(volume)
@@ -212,7 +212,7 @@ impl Volumes {
     /// Removes whatever files a volume has, but not its lock. The manifest goes first, so that a half-removed volume is
     /// never taken for a whole one.
     pub(crate) fn clear(&self, volume: VolumeId) -> io::Result<()> {
-        durable::remove(&RealDisk, &self.layout.manifest(&volume))?;
+        roost_durable::remove(&RealDisk, &self.layout.manifest(&volume))?;
         for directory in [self.layout.upper(&volume), self.layout.work(&volume), self.layout.pgdata(&volume)]
         {
             remove_tree(&directory)?;

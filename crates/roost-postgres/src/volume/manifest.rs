@@ -7,10 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use roost_durable::Disk;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::VolumeId;
-use crate::durable::{self, Disk};
 use crate::template::TemplateName;
 
 /// The manifest's name inside a volume.
@@ -143,7 +143,7 @@ impl Manifest {
         let path = volume.join(FILE_NAME);
         let result = serde_json::to_vec_pretty(&Written { format: FORMAT, manifest: self })
             .map_err(io::Error::from)
-            .and_then(|bytes| durable::replace(disk, &path, &bytes));
+            .and_then(|bytes| roost_durable::replace(disk, &path, &bytes));
         result.map_err(|source| ManifestError::Io { path, source })
     }
 }
@@ -178,8 +178,8 @@ mod epoch_milliseconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::durable::RealDisk;
-    use crate::durable::simulated::{Random, SimulatedDisk};
+    use roost_durable::RealDisk;
+    use roost_durable::simulated::{Random, SimulatedDisk};
 
     fn manifest(system_identifier: u64) -> Manifest {
         Manifest {
@@ -239,7 +239,7 @@ mod tests {
         let volume = Path::new("/volume");
         for seed in 0..10_000 {
             let disk = SimulatedDisk::new(seed);
-            durable::create_dir(&disk, volume).unwrap();
+            roost_durable::create_dir(&disk, volume).unwrap();
             disk.cut_power_after(Random::new(seed).below(25));
             let mut acknowledged = None;
             for version in 0.. {
