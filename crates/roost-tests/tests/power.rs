@@ -51,7 +51,7 @@ fn check(disk: &Disk, before: &Node, certificate: &[u8], databases: &[&Database]
 
 #[test]
 fn what_was_acknowledged_survives_a_power_cut_of_a_real_file_system() -> Result<()> {
-    let disk = Disk::create(DISK_BYTES)?;
+    let disk = Disk::create_forgetful(DISK_BYTES)?;
     let mut node = start_on(&disk)?;
     let certificate = fs::read(node.data().join("tls/server.crt"))?;
 
