@@ -29,7 +29,7 @@ pub(crate) struct Lock {
     _file: File,
 }
 
-/// Makes the file if there is none, private and with its directory entry on disk, and locks it.
+/// Makes the file if there is none, private, and locks it. Its name and those of its side files are durable then.
 pub(crate) fn claim(path: &Path) -> Result<Lock, CatalogError> {
     let lock_path = with_suffix(path, ".lock");
     let file = private()
@@ -43,17 +43,15 @@ pub(crate) fn claim(path: &Path) -> Result<Lock, CatalogError> {
         Err(TryLockError::Error(error)) => return Err(CatalogError::io("lock", &lock_path)(error)),
     }
     match private().create_new(true).open(path) {
-        Ok(file) => {
-            file.sync_all().map_err(CatalogError::io("sync", path))?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let parent = parent.unwrap_or(Path::new("."));
-            File::open(parent)
-                .and_then(|directory| directory.sync_all())
-                .map_err(CatalogError::io("sync the directory", parent))?;
-        }
+        Ok(file) => file.sync_all().map_err(CatalogError::io("sync", path))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => make_private(path)?,
         Err(error) => return Err(CatalogError::io("create", path)(error)),
     }
+    // Also when the file is not new: whoever made it, or its write-ahead log, may have been killed before this.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(CatalogError::io("sync the directory", parent))?;
     Ok(Lock { _file: file })
 }
 

@@ -14,11 +14,9 @@
 //! | [`log`] | what does an instance's log say, and how is it kept small? |
 //! | [`control`] | Roost's own connection to a running instance |
 //! | [`maintenance`] | the work that autovacuum had no time for |
-//! | [`durable`] | files that survive a power cut whole |
 
 pub mod control;
 pub mod control_file;
-pub mod durable;
 pub mod installation;
 pub mod log;
 pub mod maintenance;

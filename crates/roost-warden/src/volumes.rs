@@ -9,8 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
+use roost_durable::{Disk, RealDisk};
 use roost_postgres::control_file::{self, ClusterState, ControlFile};
-use roost_postgres::durable::{self, RealDisk};
 use roost_postgres::template::TemplateName;
 use roost_postgres::volume::manifest::ManifestError;
 use roost_postgres::volume::{Layout, Manifest, VolumeId, VolumeKind};
@@ -37,8 +37,11 @@ impl Volumes {
     pub(crate) fn prepare(&self) -> io::Result<()> {
         for directory in [self.layout.templates(), self.layout.databases()] {
             open_directory(&directory, 0o711)?;
+            // Also when it is not new: a warden that was killed may have left names in it that are not durable, of a
+            // template for one, which volumes are going to lie over.
+            RealDisk.sync_dir(&directory)?;
         }
-        Ok(())
+        RealDisk.sync_dir(&self.layout.data)
     }
 
     /// Opens a volume's log for appending, after making the directories above it.
@@ -73,7 +76,7 @@ impl Volumes {
             for directory in
                 [self.layout.shard(&volume), self.layout.database(&volume), self.layout.volume(&volume)]
             {
-                durable::create_dir(&RealDisk, &directory).step("make the volume's directory")?;
+                roost_durable::create_dir(&RealDisk, &directory).step("make the volume's directory")?;
             }
         }
         self.lock_existing(volume)
@@ -109,15 +112,7 @@ impl Volumes {
 
     /// The manifest of a volume; `None` if it has no files yet.
     pub(crate) fn manifest(&self, volume: VolumeId) -> Result<Option<Manifest>, WardenError> {
-        match Manifest::read(&RealDisk, &self.layout.volume(&volume)) {
-            Ok(manifest) if manifest.id == volume => Ok(Some(manifest)),
-            Ok(manifest) => {
-                let detail = format!("its manifest is that of {}", manifest.id);
-                Err(WardenError::VolumeDamaged { volume, detail })
-            }
-            Err(ManifestError::Missing { .. }) => Ok(None),
-            Err(error) => Err(WardenError::VolumeDamaged { volume, detail: error.to_string() }),
-        }
+        checked(volume, Manifest::read(&RealDisk, &self.layout.volume(&volume)))
     }
 
     /// The manifest of a volume that is about to be started, after making its first files if it has none. The caller
@@ -129,7 +124,10 @@ impl Volumes {
         kind: VolumeKind,
     ) -> Result<Manifest, WardenError> {
         let volume = spec.volume;
-        if let Some(manifest) = self.manifest(volume)? {
+        // Whoever asks for a volume that is not known to have files may find one that a killed warden finished. What is
+        // written to it from now on must not be taken for an unfinished one's after a power cut.
+        let read = if spec.create { Manifest::read_durably } else { Manifest::read };
+        if let Some(manifest) = checked(volume, read(&RealDisk, &self.layout.volume(&volume)))? {
             if manifest.major != spec.major {
                 let detail = format!("its files are of Postgres {}, not {}", manifest.major, spec.major);
                 return Err(WardenError::VolumeDamaged { volume, detail });
@@ -212,7 +210,7 @@ impl Volumes {
     /// Removes whatever files a volume has, but not its lock. The manifest goes first, so that a half-removed volume is
     /// never taken for a whole one.
     pub(crate) fn clear(&self, volume: VolumeId) -> io::Result<()> {
-        durable::remove(&RealDisk, &self.layout.manifest(&volume))?;
+        roost_durable::remove(&RealDisk, &self.layout.manifest(&volume))?;
         for directory in [self.layout.upper(&volume), self.layout.work(&volume), self.layout.pgdata(&volume)]
         {
             remove_tree(&directory)?;
@@ -229,8 +227,11 @@ impl Volumes {
         let _lock = self.lock(volume)?;
         self.clear(volume).step("remove the volume's files")?;
         remove_tree(&database).step("remove the database's directory")?;
+        // What is purged does not come back.
+        let shard = self.layout.shard(&volume);
+        RealDisk.sync_dir(&shard).step("remove the database's directory")?;
         // The folder that it shared may hold others.
-        let _ = fs::remove_dir(self.layout.shard(&volume));
+        let _ = fs::remove_dir(shard);
         Ok(())
     }
 
@@ -286,6 +287,22 @@ impl Volumes {
             Err(detail) => report.damage = Some(detail),
         }
         report
+    }
+}
+
+/// A volume's own manifest, or none if it has no files yet.
+fn checked(
+    volume: VolumeId,
+    manifest: Result<Manifest, ManifestError>,
+) -> Result<Option<Manifest>, WardenError> {
+    match manifest {
+        Ok(manifest) if manifest.id == volume => Ok(Some(manifest)),
+        Ok(manifest) => {
+            let detail = format!("its manifest is that of {}", manifest.id);
+            Err(WardenError::VolumeDamaged { volume, detail })
+        }
+        Err(ManifestError::Missing { .. }) => Ok(None),
+        Err(error) => Err(WardenError::VolumeDamaged { volume, detail: error.to_string() }),
     }
 }
 

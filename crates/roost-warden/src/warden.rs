@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use roost_durable::{Disk, RealDisk};
 use roost_postgres::volume::Layout;
 
 use crate::config::{VOLUME_UID, WardenConfig};
@@ -128,8 +129,14 @@ fn isolate(
 /// Makes a directory that the node may make files in but not take the warden's away from, and returns its real path.
 fn make_directory(path: &Path, node: Option<(u32, u32)>, mode: u32) -> Result<PathBuf, RunError> {
     let prepare = || -> io::Result<PathBuf> {
+        let missing =
+            path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).count();
         fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
         let real = path.canonicalize()?;
+        // Whatever is acknowledged below it needs its name, and those of the directories that were made above it.
+        for parent in real.ancestors().skip(1).take(missing) {
+            RealDisk.sync_dir(parent)?;
+        }
         if let Some((_, gid)) = node {
             chown(&real, Some(0), Some(gid))?;
         }

@@ -73,7 +73,7 @@ impl IdentityStore {
         let (certificate, key) = match source {
             CertificateSource::Files { certificate, key } => (certificate.clone(), key.clone()),
             CertificateSource::SelfSigned { directory, names } => {
-                let files = self_signed::ensure(directory, names)
+                let files = self_signed::ensure(&roost_durable::RealDisk, directory, names)
                     .map_err(|source| TlsError::File { path: directory.clone(), source })?;
                 (files.certificate, files.key)
             }

@@ -1,12 +1,14 @@
 //! The certificate that a node makes for itself on first start: enough for encryption and for `sslmode=require`, and,
 //! copied to the clients, for `verify-full`.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+use roost_durable::Disk;
+
+/// The longest file that is taken for one of them, in bytes.
+const MAX_BYTES: u64 = 64 * 1024;
 
 /// The files of a self-signed certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,22 +17,43 @@ pub(super) struct SelfSigned {
     pub(super) key: PathBuf,
 }
 
-/// Makes certificate and key in `directory` unless both are there.
+/// Makes certificate and key in `directory`, whose parent exists, unless both are there. Once this has returned, later
+/// starts find the same two: clients may have been given the certificate.
 ///
 /// # Errors
 ///
 /// When a name is not one that a certificate can carry, or a file cannot be written.
-pub(super) fn ensure(directory: &Path, names: &[String]) -> io::Result<SelfSigned> {
+pub(super) fn ensure<D: Disk>(disk: &D, directory: &Path, names: &[String]) -> io::Result<SelfSigned> {
+    ensure_with(disk, directory, || generate(names).map_err(io::Error::other))
+}
+
+/// Like [`ensure`], with the texts of certificate and key from the caller.
+fn ensure_with<D: Disk>(
+    disk: &D,
+    directory: &Path,
+    generate: impl FnOnce() -> io::Result<(String, String)>,
+) -> io::Result<SelfSigned> {
+    // Also when they are there: whoever made them may have been killed before their names were durable.
+    roost_durable::create_dir(disk, directory)?;
+    disk.sync_dir(directory)?;
     let files = SelfSigned { certificate: directory.join("server.crt"), key: directory.join("server.key") };
-    if files.certificate.try_exists()? && files.key.try_exists()? {
+    if is_there(disk, &files.certificate)? && is_there(disk, &files.key)? {
         return Ok(files);
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let (certificate, key) = generate(names).map_err(io::Error::other)?;
-    // The key first: a crash in between leaves no certificate, and the next start makes both anew.
-    write_atomically(directory, &files.key, key.as_bytes(), 0o600)?;
-    write_atomically(directory, &files.certificate, certificate.as_bytes(), 0o644)?;
+    let (certificate, key) = generate()?;
+    // A certificate is never beside a key that is not its own: it goes first and comes last.
+    roost_durable::remove(disk, &files.certificate)?;
+    roost_durable::replace(disk, &files.key, key.as_bytes())?;
+    roost_durable::replace(disk, &files.certificate, certificate.as_bytes())?;
     Ok(files)
+}
+
+fn is_there<D: Disk>(disk: &D, path: &Path) -> io::Result<bool> {
+    match disk.read(path, MAX_BYTES) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn generate(names: &[String]) -> Result<(String, String), rcgen::Error> {
@@ -48,24 +71,13 @@ fn generate(names: &[String]) -> Result<(String, String), rcgen::Error> {
     Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
 }
 
-/// Writes a file so that after a crash it is there whole or not at all.
-fn write_atomically(directory: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+
+    use roost_durable::RealDisk;
+    use roost_durable::simulated::{Random, SimulatedDisk};
 
     use super::*;
 
@@ -73,11 +85,11 @@ mod tests {
     fn the_first_start_makes_a_private_key_that_later_starts_keep() {
         let directory = tempfile::tempdir().unwrap();
         let home = directory.path().join("tls");
-        let files = ensure(&home, &["db.example.com".to_owned(), "192.0.2.7".to_owned()]).unwrap();
+        let files = ensure(&RealDisk, &home, &["db.example.com".to_owned(), "192.0.2.7".to_owned()]).unwrap();
         let key = fs::read(&files.key).unwrap();
         assert_eq!(fs::metadata(&files.key).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(&home).unwrap().permissions().mode() & 0o777, 0o700);
-        assert_eq!(ensure(&home, &[]).unwrap(), files);
+        assert_eq!(ensure(&RealDisk, &home, &[]).unwrap(), files);
         assert_eq!(fs::read(&files.key).unwrap(), key);
     }
 
@@ -86,8 +98,60 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("server.key.new"), "half a k").unwrap();
         fs::write(directory.path().join("server.key"), "of a certificate that was never written").unwrap();
-        let files = ensure(directory.path(), &[]).unwrap();
+        let files = ensure(&RealDisk, directory.path(), &[]).unwrap();
         assert!(fs::read_to_string(files.key).unwrap().contains("PRIVATE KEY"));
         assert!(files.certificate.exists());
+    }
+
+    /// Certificate and key of a number, each longer than a sector.
+    fn pair(number: u64) -> (String, String) {
+        (format!("certificate {number}").repeat(100), format!("key {number}").repeat(200))
+    }
+
+    fn found(disk: &SimulatedDisk, files: &SelfSigned) -> Option<(String, String)> {
+        let text = |path| disk.read(path, MAX_BYTES).ok().map(|bytes| String::from_utf8(bytes).unwrap());
+        Some((text(&files.certificate)?, text(&files.key)?))
+    }
+
+    #[test]
+    fn certificate_and_key_belong_together_and_stay_after_ten_thousand_power_cuts() {
+        let directory = Path::new("/tls");
+        let files =
+            SelfSigned { certificate: directory.join("server.crt"), key: directory.join("server.key") };
+        for seed in 0..1_000 {
+            let disk = SimulatedDisk::new(seed);
+            let mut random = Random::new(seed);
+            let mut kept = None;
+            for number in 0..10 {
+                // Killed somewhere, then started again; after that the power goes.
+                disk.cut_power_after(random.below(25));
+                let killed = ensure_with(&disk, directory, || Ok(pair(2 * number)));
+                disk.go_on();
+                if killed.is_ok() {
+                    kept = found(&disk, &files);
+                }
+                disk.cut_power_after(random.below(25));
+                let cut = ensure_with(&disk, directory, || Ok(pair(2 * number + 1)));
+                disk.go_on();
+                if cut.is_ok() {
+                    kept = found(&disk, &files);
+                }
+                disk.reboot();
+                let found = found(&disk, &files);
+                if let Some(found) = &found {
+                    let numbers = 0..2 * number + 2;
+                    assert!(
+                        numbers.into_iter().any(|number| *found == pair(number)),
+                        "seed {seed}: {found:?}"
+                    );
+                }
+                assert!(kept.is_none() || found == kept, "seed {seed}: {kept:?} became {found:?}");
+                // Somebody who takes one of them away gets two new ones.
+                if random.below(3) == 0 && kept.is_some() {
+                    roost_durable::remove(&disk, &files.key).unwrap();
+                    kept = None;
+                }
+            }
+        }
     }
 }

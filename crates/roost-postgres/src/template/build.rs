@@ -13,8 +13,8 @@ use rustix::fs::{CWD, RenameFlags};
 
 use super::{TemplateError, UNFINISHED_PREFIX, reach, recipe};
 use crate::control_file::{ClusterState, ControlFile, wal};
-use crate::durable::{Disk, RealDisk};
 use crate::installation::{Installation, bounded};
+use roost_durable::{Disk, RealDisk};
 
 /// How long `initdb` may take.
 const INITDB_WITHIN: Duration = Duration::from_secs(300);

@@ -7,10 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use roost_durable::Disk;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::VolumeId;
-use crate::durable::{self, Disk};
 use crate::template::TemplateName;
 
 /// The manifest's name inside a volume.
@@ -134,8 +134,19 @@ impl Manifest {
             .map_err(|detail| ManifestError::Damaged { path, detail })
     }
 
+    /// Like [`read`](Self::read), for a caller that is going to count on it: whoever wrote the manifest may have been
+    /// killed before it was durable, so it is made so now.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub fn read_durably<D: Disk>(disk: &D, volume: &Path) -> Result<Self, ManifestError> {
+        let manifest = Self::read(disk, volume)?;
+        disk.sync_dir(volume).map_err(|source| ManifestError::Io { path: volume.to_owned(), source })?;
+        Ok(manifest)
+    }
+
     /// Writes the manifest of the volume in directory `volume`, replacing an older one whole. When this returns `Ok`,
-    /// it survives a power cut.
+    /// it survives a power cut, and it never survives one without what else had a name in `volume` before.
     ///
     /// # Errors
     /// [`ManifestError::Io`].
@@ -143,7 +154,11 @@ impl Manifest {
         let path = volume.join(FILE_NAME);
         let result = serde_json::to_vec_pretty(&Written { format: FORMAT, manifest: self })
             .map_err(io::Error::from)
-            .and_then(|bytes| durable::replace(disk, &path, &bytes));
+            // The volume is declared complete by this file: the others' names must not be lost while it is kept.
+            .and_then(|bytes| {
+                disk.sync_dir(volume)?;
+                roost_durable::replace(disk, &path, &bytes)
+            });
         result.map_err(|source| ManifestError::Io { path, source })
     }
 }
@@ -178,8 +193,8 @@ mod epoch_milliseconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::durable::RealDisk;
-    use crate::durable::simulated::{Random, SimulatedDisk};
+    use roost_durable::RealDisk;
+    use roost_durable::simulated::{Random, SimulatedDisk};
 
     fn manifest(system_identifier: u64) -> Manifest {
         Manifest {
@@ -239,7 +254,7 @@ mod tests {
         let volume = Path::new("/volume");
         for seed in 0..10_000 {
             let disk = SimulatedDisk::new(seed);
-            durable::create_dir(&disk, volume).unwrap();
+            roost_durable::create_dir(&disk, volume).unwrap();
             disk.cut_power_after(Random::new(seed).below(25));
             let mut acknowledged = None;
             for version in 0.. {
@@ -261,6 +276,56 @@ mod tests {
                 (acknowledged, Err(error)) => {
                     panic!("seed {seed}: acknowledged {acknowledged:?}, then {error}")
                 }
+            }
+        }
+    }
+
+    /// Makes a volume in the order of the warden: what was left of an unfinished one goes, the directories and files
+    /// are made and synced, and the manifest comes last. One that is complete is left as it is.
+    fn make(disk: &SimulatedDisk, volume: &Path) -> Result<(), ManifestError> {
+        match Manifest::read_durably(disk, volume) {
+            Err(ManifestError::Missing { .. }) => {}
+            found => return found.map(drop),
+        }
+        let files = volume.join("upper");
+        let fill = || {
+            roost_durable::create_dir(disk, volume)?;
+            roost_durable::remove(disk, &volume.join(FILE_NAME))?;
+            match disk.create_dir(&files) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let mut file = disk.create(&files.join("pg_control"))?;
+            disk.write(&mut file, &[7; 8_192])?;
+            disk.sync(&file)?;
+            disk.sync_dir(&files)
+        };
+        fill().map_err(|source| ManifestError::Io { path: files.clone(), source })?;
+        manifest(1).write(disk, volume)
+    }
+
+    #[test]
+    fn a_volume_with_a_manifest_is_whole_and_stays_after_ten_thousand_power_cuts() {
+        let volume = Path::new("/volume");
+        for seed in 0..10_000 {
+            let disk = SimulatedDisk::new(seed);
+            let mut random = Random::new(seed);
+            // Killed somewhere, then made again until the power goes.
+            disk.cut_power_after(random.below(25));
+            let killed = make(&disk, volume);
+            disk.go_on();
+            disk.cut_power_after(random.below(25));
+            let cut = make(&disk, volume);
+            disk.reboot();
+            match Manifest::read(&disk, volume) {
+                Ok(_) => {
+                    let file = disk.read(&volume.join("upper/pg_control"), u64::MAX);
+                    assert_eq!(file.ok(), Some(vec![7; 8_192]), "seed {seed}");
+                }
+                Err(ManifestError::Missing { .. }) => {
+                    assert!(killed.is_err() && cut.is_err(), "seed {seed}: it was complete, and is gone");
+                }
+                Err(error) => panic!("seed {seed}: {error}"),
             }
         }
     }

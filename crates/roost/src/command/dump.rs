@@ -1,5 +1,6 @@
 //! `roost dump`: a database as a file, by pg_dump or as a cold copy of its files.
 
+use std::io;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -7,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use http_body_util::BodyExt;
 use roost_api::client::Client;
 use rustix::termios::isatty;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Stdout};
 
 use super::counted::Counted;
 use super::program::{Credential, IgnoredSignals, Program, find, version};
@@ -62,8 +64,7 @@ async fn with_pg_dump(
     let output = child.stdout.take().context("pg_dump has no output")?;
     let carried = {
         let mut output = Counted::new(output, terminal.bytes(what, None));
-        let mut target = open(arguments.file.as_deref()).await?;
-        carry(&mut output, &mut target).await
+        carry(&mut output, Target::open(arguments.file.as_deref()).await?).await
     };
     // pg_dump says itself what went wrong with it; that its output could not be written, it only sees as a signal.
     let status = child.wait().await?;
@@ -72,32 +73,56 @@ async fn with_pg_dump(
 }
 
 /// Where a dump goes.
-async fn open(path: Option<&Path>) -> Result<Box<dyn AsyncWrite + Unpin + Send>> {
-    match path {
-        None => Ok(Box::new(tokio::io::stdout())),
-        Some(path) => {
-            let file = tokio::fs::File::create(path).await;
-            Ok(Box::new(file.with_context(|| format!("cannot write {}", path.display()))?))
+enum Target {
+    Stdout(Stdout),
+    File(File),
+}
+
+impl Target {
+    async fn open(path: Option<&Path>) -> Result<Self> {
+        match path {
+            None => Ok(Self::Stdout(tokio::io::stdout())),
+            Some(path) => {
+                let file = File::create(path).await;
+                Ok(Self::File(file.with_context(|| format!("cannot write {}", path.display()))?))
+            }
+        }
+    }
+
+    fn writer(&mut self) -> &mut (dyn AsyncWrite + Unpin + Send) {
+        match self {
+            Self::Stdout(stdout) => stdout,
+            Self::File(file) => file,
+        }
+    }
+
+    /// Ends the dump. What went to a file is on disk then, as pg_dump promises of its own files.
+    async fn finish(mut self) -> io::Result<()> {
+        self.writer().flush().await?;
+        match self {
+            // A pipe or a terminal has nothing to sync.
+            Self::File(file) if file.metadata().await?.is_file() => file.sync_all().await,
+            _ => Ok(()),
         }
     }
 }
 
-async fn carry(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-    tokio::io::copy(from, to).await.context("cannot write the dump")?;
-    to.flush().await.context("cannot write the dump")
+async fn carry(from: &mut (impl AsyncRead + Unpin), mut to: Target) -> Result<()> {
+    tokio::io::copy(from, to.writer()).await.context("cannot write the dump")?;
+    to.finish().await.context("cannot write the dump")
 }
 
 /// Writes the files of a stopped database.
 async fn cold(client: &Client, terminal: &Terminal, arguments: &DumpArgs) -> Result<()> {
     let mut body = client.export(&arguments.database).await?;
     let progress = terminal.bytes(format!("copying {}", arguments.database), None);
-    let mut target = open(arguments.file.as_deref()).await?;
+    let mut target = Target::open(arguments.file.as_deref()).await?;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { bail!("the copy broke off; what was written is not complete") };
         if let Ok(bytes) = frame.into_data() {
-            target.write_all(&bytes).await.context("cannot write the copy")?;
+            target.writer().write_all(&bytes).await.context("cannot write the copy")?;
             progress.advance(bytes.len());
         }
     }
-    target.flush().await.context("cannot write the copy")
+    target.finish().await.context("cannot write the copy")
 }

@@ -58,7 +58,8 @@ impl Announcement {
         self.http.as_ref()?.parse().ok()
     }
 
-    /// Writes the file in one step.
+    /// Writes the file in one step. It is not synced: no node outlives a power cut, and what one leaves of the file is
+    /// either whole, of a warden that is gone, or read by nobody.
     pub(super) fn write(&self, run: &Path) -> Result<()> {
         let path = run.join(FILE);
         let new = run.join(format!("{FILE}.new"));
@@ -131,6 +132,9 @@ mod tests {
         announcement(1).write(folder.path()).unwrap();
         assert_eq!(before(1), Some(announcement(1)));
         assert_eq!(before(2), None);
+        let whole = std::fs::read(folder.path().join(FILE)).unwrap();
+        std::fs::write(folder.path().join(FILE), &whole[..whole.len() / 2]).unwrap();
+        assert_eq!(before(1), None, "half a file");
         withdraw(folder.path());
         assert_eq!(before(1), None);
     }

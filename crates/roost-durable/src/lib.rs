@@ -1,16 +1,16 @@
 //! Small files that survive a power cut whole: what was acknowledged is there, and nothing half-written is ever read.
 //!
 //! A file is replaced by writing a neighbour, syncing it, renaming it over the old one and syncing the directory. All
-//! I/O goes through [`Disk`], so that a test can put a simulated disk in its place that drops, tears and reorders
-//! whatever was not synced.
+//! I/O goes through [`Disk`], so that a test can put a simulated disk in its place (feature `simulated`) that drops,
+//! tears and reorders whatever was not synced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-#[cfg(test)]
-pub(crate) mod simulated;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 
 /// The file system operations that durable files need. Each either fails or has happened in memory; only the `sync`
 /// operations promise that anything survives a power cut.

@@ -6,44 +6,55 @@
 //! without the content it was given, a rename without the name before it. That is more than real file systems do to a
 //! program, and every one of them does some of it.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Disk;
+use crate::Disk;
 
 /// What a device writes whole or not at all.
 const SECTOR: usize = 512;
 
-pub(crate) struct SimulatedDisk {
-    state: RefCell<State>,
+/// A disk that forgets what was not synced when its power is cut. It may be shared between threads.
+#[derive(Debug)]
+pub struct SimulatedDisk {
+    state: Mutex<State>,
 }
 
+/// An open file. It stays what it is when its name changes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inode(usize);
+
+#[derive(Debug)]
 struct State {
     random: Random,
+    /// Whether syncing is acknowledged and not done.
+    is_liar: bool,
     /// How many more operations happen before the power is cut; `None` is for ever.
     power: Option<u64>,
-    inodes: Vec<Inode>,
+    contents: Vec<Content>,
     /// Names of files, as programs see them.
-    names: BTreeMap<PathBuf, usize>,
+    names: BTreeMap<PathBuf, Inode>,
     directories: BTreeSet<PathBuf>,
-    durable_names: BTreeMap<PathBuf, usize>,
+    durable_names: BTreeMap<PathBuf, Inode>,
     durable_directories: BTreeSet<PathBuf>,
     /// Changes to names that are not durable yet, oldest first.
     pending: Vec<NameChange>,
 }
 
-#[derive(Clone, Default)]
-struct Inode {
-    content: Vec<u8>,
+#[derive(Debug, Default)]
+struct Content {
+    /// As programs see it.
+    now: Vec<u8>,
+    /// As it was when it was last synced.
     durable: Vec<u8>,
 }
 
-#[derive(Clone)]
+#[derive(Debug)]
 enum NameChange {
-    Link { path: PathBuf, inode: usize },
-    Rename { from: PathBuf, to: PathBuf, inode: usize },
+    Link { path: PathBuf, inode: Inode },
+    Rename { from: PathBuf, to: PathBuf, inode: Inode },
     Unlink { path: PathBuf },
     Directory { path: PathBuf },
 }
@@ -57,7 +68,7 @@ impl NameChange {
         path.parent() == Some(directory)
     }
 
-    fn apply(self, names: &mut BTreeMap<PathBuf, usize>, directories: &mut BTreeSet<PathBuf>) {
+    fn apply(self, names: &mut BTreeMap<PathBuf, Inode>, directories: &mut BTreeSet<PathBuf>) {
         match self {
             Self::Link { path, inode } => drop(names.insert(path, inode)),
             Self::Rename { from, to, inode } => {
@@ -72,13 +83,14 @@ impl NameChange {
 
 impl SimulatedDisk {
     /// A disk with one empty directory, `/`.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let root = BTreeSet::from([PathBuf::from("/")]);
         Self {
-            state: RefCell::new(State {
+            state: Mutex::new(State {
                 random: Random(seed),
+                is_liar: false,
                 power: None,
-                inodes: Vec::new(),
+                contents: Vec::new(),
                 names: BTreeMap::new(),
                 directories: root.clone(),
                 durable_names: BTreeMap::new(),
@@ -88,14 +100,30 @@ impl SimulatedDisk {
         }
     }
 
-    /// Cuts the power after so many more operations: the one after them, and all later ones, fail.
-    pub(crate) fn cut_power_after(&self, operations: u64) {
-        self.state.borrow_mut().power = Some(operations);
+    /// From here on, syncing is acknowledged and not done: what a drive does whose cache forgets.
+    pub fn lie_about_sync(&self) {
+        self.state().is_liar = true;
+    }
+
+    /// Cuts the power after so many more operations: the one after them, and all later ones, fail. Looking at names and
+    /// lengths and reading at a place are no operations, but fail without power too.
+    pub fn cut_power_after(&self, operations: u64) {
+        self.state().power = Some(operations);
+    }
+
+    /// Whether operations still happen.
+    pub fn has_power(&self) -> bool {
+        self.state().power != Some(0)
+    }
+
+    /// Lets operations happen again without loss: a program was killed, and the machine went on.
+    pub fn go_on(&self) {
+        self.state().power = None;
     }
 
     /// Cuts the power if it is still there, and comes back with what survived.
-    pub(crate) fn reboot(&self) {
-        let state = &mut *self.state.borrow_mut();
+    pub fn reboot(&self) {
+        let state = &mut *self.state();
         for change in std::mem::take(&mut state.pending) {
             if state.random.coin() {
                 change.apply(&mut state.durable_names, &mut state.durable_directories);
@@ -110,55 +138,120 @@ impl SimulatedDisk {
             .collect();
         let reachable = &state.durable_directories;
         state.durable_names.retain(|path, _| path.parent().is_some_and(|parent| reachable.contains(parent)));
-        for inode in &mut state.inodes {
-            let survived = state.random.mixture(&inode.durable, &inode.content);
-            *inode = Inode { content: survived.clone(), durable: survived };
+        for content in state.contents.iter_mut().filter(|content| content.now != content.durable) {
+            let survived = state.random.mixture(&content.durable, &content.now);
+            content.now.clone_from(&survived);
+            content.durable = survived;
         }
         state.names = state.durable_names.clone();
         state.directories = state.durable_directories.clone();
         state.power = None;
     }
 
-    fn operation(&self) -> io::Result<std::cell::RefMut<'_, State>> {
-        let mut state = self.state.borrow_mut();
-        match &mut state.power {
-            Some(0) => return Err(io::Error::other("the power is cut")),
-            Some(left) => *left -= 1,
-            None => {}
+    /// The file of that name; `None` if there is none.
+    ///
+    /// # Errors
+    /// Without power.
+    pub fn open(&self, path: &Path) -> io::Result<Option<Inode>> {
+        Ok(self.powered()?.names.get(path).copied())
+    }
+
+    /// A file's length in bytes.
+    ///
+    /// # Errors
+    /// Without power.
+    pub fn length(&self, file: Inode) -> io::Result<u64> {
+        Ok(self.powered()?.contents[file.0].now.len() as u64)
+    }
+
+    /// Reads at a place in a file as much as there is; says how much.
+    ///
+    /// # Errors
+    /// Without power.
+    pub fn read_at(&self, file: Inode, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.powered()?;
+        let from = state.contents[file.0].now.get(index(offset)..).unwrap_or_default();
+        let count = from.len().min(bytes.len());
+        bytes[..count].copy_from_slice(&from[..count]);
+        Ok(count)
+    }
+
+    /// Writes at a place in a file. A gap before it reads as zeros.
+    ///
+    /// # Errors
+    /// Without power.
+    pub fn write_at(&self, file: Inode, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut state = self.operation()?;
+        let now = &mut state.contents[file.0].now;
+        let (start, end) = (index(offset), index(offset) + bytes.len());
+        now.resize(now.len().max(end), 0);
+        now[start..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Cuts a file, or makes it longer by zeros.
+    ///
+    /// # Errors
+    /// Without power.
+    pub fn set_length(&self, file: Inode, length: u64) -> io::Result<()> {
+        self.operation()?.contents[file.0].now.resize(index(length), 0);
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        if state.power == Some(0) { Err(io::Error::other("the power is cut")) } else { Ok(state) }
+    }
+
+    fn operation(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.powered()?;
+        if let Some(left) = &mut state.power {
+            *left -= 1;
         }
         Ok(state)
     }
 }
 
-impl Disk for SimulatedDisk {
-    type File = usize;
+/// Files here are small enough for memory.
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
 
-    fn create(&self, path: &Path) -> io::Result<usize> {
+impl Disk for SimulatedDisk {
+    type File = Inode;
+
+    fn create(&self, path: &Path) -> io::Result<Inode> {
         let mut state = self.operation()?;
         if !path.parent().is_some_and(|parent| state.directories.contains(parent)) {
             return Err(io::ErrorKind::NotFound.into());
         }
         if let Some(&inode) = state.names.get(path) {
-            state.inodes[inode].content.clear();
+            state.contents[inode.0].now.clear();
             return Ok(inode);
         }
-        let inode = state.inodes.len();
-        state.inodes.push(Inode::default());
+        let inode = Inode(state.contents.len());
+        state.contents.push(Content::default());
         state.names.insert(path.to_owned(), inode);
         state.pending.push(NameChange::Link { path: path.to_owned(), inode });
         Ok(inode)
     }
 
-    fn write(&self, file: &mut usize, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, file: &mut Inode, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.operation()?;
-        state.inodes[*file].content.extend_from_slice(bytes);
+        state.contents[file.0].now.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn sync(&self, file: &usize) -> io::Result<()> {
+    fn sync(&self, file: &Inode) -> io::Result<()> {
         let mut state = self.operation()?;
-        let inode = &mut state.inodes[*file];
-        inode.durable.clone_from(&inode.content);
+        if !state.is_liar {
+            let content = &mut state.contents[file.0];
+            content.durable.clone_from(&content.now);
+        }
         Ok(())
     }
 
@@ -189,10 +282,12 @@ impl Disk for SimulatedDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut guard = self.operation()?;
         let state = &mut *guard;
-        let (now, later) =
+        if state.is_liar {
+            return Ok(());
+        }
+        let (now, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut state.pending).into_iter().partition(|change| change.is_in(path));
         state.pending = later;
-        let now: Vec<NameChange> = now;
         for change in now {
             change.apply(&mut state.durable_names, &mut state.durable_directories);
         }
@@ -201,8 +296,8 @@ impl Disk for SimulatedDisk {
 
     fn read(&self, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
         let state = self.operation()?;
-        let &inode = state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
-        let content = state.inodes[inode].content.clone();
+        let inode = state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let content = state.contents[inode.0].now.clone();
         if content.len() as u64 > max_bytes {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -211,14 +306,17 @@ impl Disk for SimulatedDisk {
 }
 
 /// A small, good enough and reproducible source of numbers (splitmix64).
-pub(crate) struct Random(u64);
+#[derive(Debug, Clone)]
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The same seed gives the same numbers.
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// Any number.
+    pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -226,22 +324,22 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    /// A number below `bound`, which is not 0.
+    pub const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    fn coin(&mut self) -> bool {
+    /// True half of the time.
+    pub const fn coin(&mut self) -> bool {
         self.next() & 1 == 0
     }
 
     /// What is found of a file whose last synced content and last content those are: some length between, and each sector
     /// from one of the two, or zeros where the one that it comes from has none.
     fn mixture(&mut self, durable: &[u8], content: &[u8]) -> Vec<u8> {
-        if durable == content {
-            return content.to_vec();
-        }
-        let lengths = [durable.len(), content.len(), content.len() / 2 / SECTOR * SECTOR];
-        let length = lengths[usize::try_from(self.below(3)).unwrap()];
+        let between = (durable.len() + content.len()) / 2 / SECTOR * SECTOR;
+        let lengths = [durable.len(), content.len(), between.max(durable.len().min(content.len()))];
+        let length = lengths[index(self.below(3))];
         let mut found = vec![0; length];
         for (index, sector) in found.chunks_mut(SECTOR).enumerate() {
             let source = if self.coin() { durable } else { content };
@@ -256,7 +354,6 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::durable;
 
     const CUTS: u64 = 10_000;
 
@@ -298,7 +395,7 @@ mod tests {
     #[test]
     fn a_replaced_file_is_the_old_or_the_new_one_after_ten_thousand_power_cuts() {
         for seed in 0..CUTS {
-            let outcome = life(seed, durable::replace);
+            let outcome = life(seed, crate::replace);
             assert!(is_old_or_new(&outcome), "seed {seed}: acknowledged {:?}", outcome.0);
         }
     }
@@ -342,9 +439,9 @@ mod tests {
             let disk = SimulatedDisk::new(seed);
             disk.cut_power_after(Random::new(seed).below(20));
             let path = Path::new("/a/b/file");
-            let made = durable::create_dir(&disk, Path::new("/a"))
-                .and_then(|()| durable::create_dir(&disk, Path::new("/a/b")))
-                .and_then(|()| durable::replace(&disk, path, &content(0)));
+            let made = crate::create_dir(&disk, Path::new("/a"))
+                .and_then(|()| crate::create_dir(&disk, Path::new("/a/b")))
+                .and_then(|()| crate::replace(&disk, path, &content(0)));
             disk.reboot();
             let found = disk.read(path, u64::MAX);
             match (made, found) {
@@ -360,9 +457,9 @@ mod tests {
         for seed in 0..CUTS {
             let disk = SimulatedDisk::new(seed);
             let path = Path::new("/file");
-            durable::replace(&disk, path, &content(0)).unwrap();
+            crate::replace(&disk, path, &content(0)).unwrap();
             disk.cut_power_after(Random::new(seed).below(4));
-            let removed = durable::remove(&disk, path);
+            let removed = crate::remove(&disk, path);
             disk.reboot();
             match (removed, disk.read(path, u64::MAX)) {
                 (Ok(()), Ok(_)) => panic!("seed {seed}: it came back"),
