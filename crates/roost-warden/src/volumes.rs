@@ -71,12 +71,15 @@ impl Volumes {
 
     /// Locks a volume, after making its directory. Whoever inherits the descriptor holds the lock too.
     pub(crate) fn lock(&self, volume: VolumeId) -> Result<File, WardenError> {
-        // A manifest is written last, so with one, all above it is on disk already.
-        if !self.layout.manifest(&volume).exists() {
-            for directory in
-                [self.layout.shard(&volume), self.layout.database(&volume), self.layout.volume(&volume)]
-            {
-                roost_durable::create_dir(&RealDisk, &directory).step("make the volume's directory")?;
+        for directory in
+            [self.layout.shard(&volume), self.layout.database(&volume), self.layout.volume(&volume)]
+        {
+            match RealDisk.create_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(refused("make the volume's directory", &error));
+                }
+                // Their names become durable before the manifest does.
+                _ => {}
             }
         }
         self.lock_existing(volume)
@@ -160,8 +163,13 @@ impl Volumes {
 
     /// Declares a volume complete, durably.
     pub(crate) fn finish(&self, manifest: &Manifest) -> Result<(), WardenError> {
+        let volume = manifest.id;
+        for directory in [self.layout.databases(), self.layout.shard(&volume), self.layout.database(&volume)]
+        {
+            RealDisk.sync_dir(&directory).step("write the volume's directory to disk")?;
+        }
         manifest
-            .write(&RealDisk, &self.layout.volume(&manifest.id))
+            .write(&RealDisk, &self.layout.volume(&volume))
             .map_err(|error| match error {
                 ManifestError::Io { source, .. } => source,
                 other => io::Error::other(other),

@@ -55,21 +55,24 @@ pub fn copy_with_system_identifier(
     for (path, first_page) in cluster.segments_to_change(id)? {
         let Some(name) = path.file_name() else { continue };
         let copy = wal_directory.join(name);
-        copy_segment(&path, &first_page, &copy).map_err(io_at(&copy))?;
-        written.push(copy);
+        let file = copy_segment(&path, &first_page, &copy).map_err(io_at(&copy))?;
+        written.push((copy, file));
     }
-    sync_directory(&wal_directory)?;
-
     let global = copy_directory(source, dest, "global")?;
     let copy = dest.join(RELATIVE_PATH);
     let content = cluster.control_with(id)?;
-    create_like(&source.join(RELATIVE_PATH), &copy)
-        .and_then(|file| file.write_all_at(&content, 0).and_then(|()| file.sync_all()))
+    let file = create_like(&source.join(RELATIVE_PATH), &copy)
+        .and_then(|file| file.write_all_at(&content, 0).map(|()| file))
         .map_err(io_at(&copy))?;
-    written.push(copy);
-    sync_directory(&global)?;
-    sync_directory(dest)?;
-    Ok(written)
+    written.push((copy, file));
+    // After everything is written, so that a journalling file system has little left to do for all but the first.
+    for (path, file) in &written {
+        file.sync_all().map_err(io_at(path))?;
+    }
+    for directory in [&wal_directory, &global, dest] {
+        sync_directory(directory)?;
+    }
+    Ok(written.into_iter().map(|(path, _)| path).collect())
 }
 
 /// A cluster that may be rewritten.
@@ -128,7 +131,7 @@ impl<'a> Cluster<'a> {
     }
 }
 
-fn copy_segment(source: &Path, first_page: &[u8], dest: &Path) -> io::Result<()> {
+fn copy_segment(source: &Path, first_page: &[u8], dest: &Path) -> io::Result<File> {
     let from = File::open(source)?;
     let length = from.metadata()?.len();
     let to = create_like(source, dest)?;
@@ -151,7 +154,7 @@ fn copy_segment(source: &Path, first_page: &[u8], dest: &Path) -> io::Result<()>
         }
         at += read as u64;
     }
-    to.sync_all()
+    Ok(to)
 }
 
 /// Makes an empty file with the owner and mode of another, or empties one.

@@ -289,7 +289,10 @@ mod tests {
         }
         let files = volume.join("upper");
         let fill = || {
-            roost_durable::create_dir(disk, volume)?;
+            match disk.create_dir(volume) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
             roost_durable::remove(disk, &volume.join(FILE_NAME))?;
             match disk.create_dir(&files) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -298,7 +301,8 @@ mod tests {
             let mut file = disk.create(&files.join("pg_control"))?;
             disk.write(&mut file, &[7; 8_192])?;
             disk.sync(&file)?;
-            disk.sync_dir(&files)
+            disk.sync_dir(&files)?;
+            disk.sync_dir(Path::new("/"))
         };
         fill().map_err(|source| ManifestError::Io { path: files.clone(), source })?;
         manifest(1).write(disk, volume)
