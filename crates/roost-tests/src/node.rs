@@ -257,10 +257,10 @@ impl Node {
         Ok(self.wakes_from(name, "stopped")? + self.wakes_from(name, "frozen")?)
     }
 
-    /// Ensures that a database was woken exactly `stopped` times from stopped and `frozen` times from frozen. History is
-    /// written in batches, so the last steps may take a moment to be told.
+    /// Ensures that a database was woken exactly `stopped` times from stopped and `frozen` times from frozen. A session may
+    /// be answered a moment before its wake is noted.
     pub fn ensure_wakes(&self, name: &str, stopped: u64, frozen: u64) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(1);
         loop {
             let seen = (self.wakes_from(name, "stopped")?, self.wakes_from(name, "frozen")?);
             if seen == (stopped, frozen) {

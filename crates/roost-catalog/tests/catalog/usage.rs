@@ -49,6 +49,21 @@ async fn history_is_kept_latest_first_and_bounded_for_each_database() {
 }
 
 #[tokio::test]
+async fn what_was_recorded_before_a_look_is_seen_by_it() {
+    let fixture = Fixture::with(CatalogOptions {
+        record_interval: Duration::from_secs(3_600),
+        ..CatalogOptions::default()
+    });
+    let id = fixture.create("shop").await.id;
+    fixture.catalog.record_transition(step(id, State::Stopped, State::Running, 1));
+    assert_eq!(fixture.catalog.history(&id, 10).await.unwrap().len(), 1);
+    fixture.catalog.record_transition(step(id, State::Frozen, State::Running, 2));
+    assert_eq!(fixture.catalog.wake_stats(&id).await.unwrap().len(), 2);
+    fixture.catalog.record_usage(delta(id));
+    assert_eq!(fixture.catalog.usage(&id).await.unwrap().sessions, 1);
+}
+
+#[tokio::test]
 async fn wake_times_are_told_apart_by_the_state_they_started_from() {
     let fixture = Fixture::new();
     let id = fixture.create("shop").await.id;
@@ -107,9 +122,9 @@ async fn a_counter_stays_at_its_largest_value() {
 async fn records_are_written_by_themselves_after_a_moment() {
     let fixture = Fixture::new();
     let id = fixture.create("shop").await.id;
-    fixture.catalog.record_usage(delta(id));
+    fixture.catalog.record_usage(UsageDelta { last_used_at: Some(at(9)), ..delta(id) });
     let started = Instant::now();
-    while fixture.catalog.usage(&id).await.unwrap().sessions == 0 {
+    while fixture.catalog.database(&id).await.unwrap().unwrap().last_used_at.is_none() {
         assert!(started.elapsed() < Duration::from_secs(10), "never written");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
