@@ -49,7 +49,7 @@ pub struct Database {
     pub last_used_at: Option<String>,
     /// Sessions that are open now.
     pub sessions: u64,
-    /// Memory charged to it when last measured; null when it does not run.
+    /// Memory charged to it when last measured; null when it does not run, or nothing here measures it.
     pub memory_bytes: Option<u64>,
     /// What it is limited to and when it sleeps.
     pub settings: SettingsReport,
