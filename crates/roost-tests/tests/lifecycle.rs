@@ -150,6 +150,32 @@ async fn a_running_query_keeps_its_database_awake() -> Result<()> {
 }
 
 #[test]
+fn a_long_list_is_written_whole_or_as_far_as_asked_and_leaves_out_what_is_deleted() -> Result<()> {
+    let node = Node::new()?;
+    let names: Vec<String> = (0..2_100).map(|number| format!("d{number}")).collect();
+    let file = node.scratch().join("names");
+    std::fs::write(&file, names.join("\n"))?;
+    node.cli(&["create", "--names-from", file.to_str().context("a path")?])?;
+    for gone in ["d0", "d1000", "d2099"] {
+        node.cli(&["delete", gone])?;
+    }
+    let kept: Vec<&String> =
+        names.iter().filter(|name| !["d0", "d1000", "d2099"].contains(&&***name)).collect();
+
+    let listed = node.list()?;
+    assert_eq!(listed.iter().filter_map(|one| one["name"].as_str()).collect::<Vec<_>>(), kept);
+    let table = node.cli(&["list"])?;
+    let first: Vec<&str> = table.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(first[0], "NAME");
+    assert_eq!(first[1..], kept);
+    assert_eq!(node.cli_json(&["list", "--limit", "3"])?.as_array().map(Vec::len), Some(3));
+    assert_eq!(node.cli(&["list", "-n", "1500"])?.lines().count(), 1_501);
+    assert_eq!(node.cli_json(&["list", "--deleted"])?.as_array().map(Vec::len), Some(3));
+    assert_eq!(node.cli_json(&["list", "--limit", "0"])?, serde_json::json!([]));
+    node.finish()
+}
+
+#[test]
 fn a_deleted_database_comes_back_until_it_is_purged() -> Result<()> {
     let mut node = Node::new()?;
     let shop = node.create("shop")?;
