@@ -102,6 +102,8 @@ pub(crate) struct Entry {
     pub(crate) is_being_measured: AtomicBool,
     /// Whether its transactions are read-only by default, for want of storage.
     pub(crate) read_only: AtomicBool,
+    /// Whether it is held awake to be vacuumed, and autovacuum is to hurry.
+    pub(crate) autovacuum_hurries: AtomicBool,
     /// Whether its configuration changed since it was last written.
     pub(crate) reload_due: AtomicBool,
     /// Whether its start waits for memory.
@@ -137,6 +139,7 @@ impl Entry {
             prepared_at: AtomicU64::new(u64::MAX),
             is_being_measured: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
+            autovacuum_hurries: AtomicBool::new(false),
             reload_due: AtomicBool::new(false),
             lacks_memory: AtomicBool::new(false),
             admitted: AtomicBool::new(false),

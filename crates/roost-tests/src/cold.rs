@@ -73,6 +73,31 @@ impl ColdCopy {
     }
 }
 
+impl ColdCopy {
+    /// Makes the next transaction id `next`, as if all those before it had been used up since.
+    pub fn burn_transactions(&self, next: u32) -> Result<()> {
+        // Postgres looks the status of the next one up in its segment of the log (two bits each, 256 KiB a file).
+        let segment = self.cluster.join(format!("pg_xact/{:04X}", next >> 20));
+        fs::write(&segment, vec![0; 256 << 10])?;
+        give_to_server_user(&self.cluster)?;
+        let mut reset = plain::as_server_user(&self.installation.program("pg_resetwal"))?;
+        reset.arg("-x").arg(next.to_string()).arg("-D").arg(&self.cluster);
+        command::run(&mut reset, b"", DEADLINE)?.success().context("pg_resetwal")?;
+        Ok(())
+    }
+
+    /// Makes a database of this copy (`roost restore --cold`).
+    pub fn restore(&self, node: &mut Node, name: &str) -> Result<Database> {
+        let archive = self.folder.join("changed.tar");
+        let mut pack = std::process::Command::new("tar");
+        // As Roost writes it: first what the volume is, then its files.
+        pack.arg("-C").arg(&self.folder).arg("-cf").arg(&archive).args(["manifest.json", "pgdata"]);
+        command::run(&mut pack, b"", DEADLINE)?.success()?;
+        let archive = archive.to_str().context("a path that is no UTF-8")?;
+        node.restore(name, &["--cold", "--file", archive])
+    }
+}
+
 impl Drop for ColdCopy {
     fn drop(&mut self) {
         // What stays is removed with the node's folder.

@@ -189,12 +189,20 @@ impl Node {
 
     /// Makes a database, with further arguments of `roost create`.
     pub fn create_with(&mut self, name: &str, arguments: &[&str]) -> Result<Database> {
-        let made = self.cli_json(&[&["create", name], arguments].concat())?;
+        self.made(&[&["create", name], arguments].concat())
+    }
+
+    /// Makes a database of a copy, with further arguments of `roost restore`.
+    pub fn restore(&mut self, name: &str, arguments: &[&str]) -> Result<Database> {
+        self.made(&[&["restore", name], arguments].concat())
+    }
+
+    /// Runs a command that makes a database.
+    fn made(&mut self, command: &[&str]) -> Result<Database> {
+        let made = self.cli_json(command)?;
         let field = |key: &str| -> Result<String> {
-            Ok(made[key]
-                .as_str()
-                .with_context(|| format!("create --json has no `{key}`: {made}"))?
-                .to_owned())
+            let text = made[key].as_str();
+            Ok(text.with_context(|| format!("{} --json has no `{key}`: {made}", command[0]))?.to_owned())
         };
         let database = Database { id: field("id")?, name: field("name")?, url: field("url")? };
         self.names.push(database.id.clone());

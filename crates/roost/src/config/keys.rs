@@ -209,6 +209,14 @@ pub(crate) const KEYS: &[Key] = &[
         "Free space that is kept on the data's file system (at least 5 % of it): below it, growing databases become \
          read-only.",
     ),
+    key(
+        "limits.xid_age",
+        Kind::Integer,
+        "1500000000",
+        "Age of a database's oldest transaction id, in transactions, at which Roost wakes it by itself to have it \
+         vacuumed: 400 million (twice what Postgres lets them grow to by itself) to 2000 million (shortly after which \
+         Postgres takes no more writes).",
+    ),
     key("limits.max_sessions", Kind::Integer, "10000", "Client connections at the same moment."),
     key(
         "limits.unauthenticated_per_address",

@@ -39,6 +39,7 @@ pub(super) fn lifecycle(config: &Config) -> Result<LifecycleConfig> {
         maintenance_budget: limits.maintenance_budget.0,
         memory_budget_bytes,
         storage_reserve_bytes: limits.storage_reserve.0,
+        xid_age_limit: limits.xid_age,
         ..LifecycleConfig::default()
     })
 }
