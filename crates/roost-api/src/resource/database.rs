@@ -56,7 +56,7 @@ pub struct Database {
     /// When it was deleted; only deleted databases have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<String>,
-    /// From when on it can no longer be undeleted; only deleted databases have it.
+    /// When it can no longer be undeleted, at the earliest; only deleted databases have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purge_at: Option<String>,
     /// Wake times by the state they started from; only in answers about one database.

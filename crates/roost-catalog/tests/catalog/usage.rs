@@ -6,7 +6,7 @@ use roost_catalog::id::DatabaseId;
 use roost_catalog::model::{State, Transition, Usage, UsageDelta};
 use roost_catalog::{CatalogOptions, MAX_HISTORY_PER_DATABASE};
 
-use crate::fixture::{Fixture, at};
+use crate::fixture::{Fixture, at, moment};
 
 fn step(database: DatabaseId, from: State, to: State, took: u64) -> Transition {
     let took = Duration::from_millis(took);
@@ -162,7 +162,7 @@ async fn databases_with_old_transaction_ids_are_found_the_oldest_first() {
     }
     fixture.create("unknown").await;
     fixture.catalog.flush().await.unwrap();
-    fixture.catalog.delete_database(&ids[3], at(1)).await.unwrap();
+    fixture.catalog.delete_database(&ids[3], moment(1)).await.unwrap();
     let found = async |million: u64, limit: u32| {
         fixture.catalog.databases_of_xid_age(million * 1_000_000, limit).await.unwrap()
     };

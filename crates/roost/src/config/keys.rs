@@ -98,7 +98,13 @@ pub(crate) const KEYS: &[Key] = &[
         "User (a name or a uid) that the node runs as when the warden is root; auto is the user `roost` if there is \
          one, else a fixed uid that nothing else uses.",
     ),
-    key("purge_after", Kind::Text, r#""7d""#, "How long a deleted database can be undeleted."),
+    key(
+        "purge_after",
+        Kind::Text,
+        r#""7d""#,
+        "How long a deleted database can be undeleted. It is counted while the node runs; each time that it does not \
+         counts a day at most, so that a clock that jumps deletes nothing.",
+    ),
     key(
         "gateway.workers",
         Kind::IntegerOrAuto,
