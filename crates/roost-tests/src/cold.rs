@@ -113,6 +113,26 @@ pub fn check_stopped_database(node: &Node, database: &Database) -> Result<()> {
     copy.check_structure()
 }
 
+/// The folder of a database's volume.
+pub fn volume(node: &Node, database: &Database) -> PathBuf {
+    node.data().join("databases").join(&database.id[3..5]).join(&database.id).join("volume")
+}
+
+/// Where a volume's own files of its cluster are: all of them, or those that differ from its template's.
+pub fn cluster(volume: &Path) -> PathBuf {
+    let layer = volume.join("upper");
+    if layer.is_dir() { layer } else { volume.join("pgdata") }
+}
+
+/// The state of a stopped database's cluster, as `pg_controldata` calls it.
+pub fn state(node: &Node, database: &Database, installation: &Installation) -> Result<String> {
+    let mut show = std::process::Command::new(installation.program("pg_controldata"));
+    show.env("LC_ALL", "C").arg("-D").arg(cluster(&volume(node, database)));
+    let shown = command::run(&mut show, b"", DEADLINE)?.success()?.text();
+    let line = shown.lines().find_map(|line| line.strip_prefix("Database cluster state:"));
+    Ok(line.with_context(|| format!("pg_controldata tells no state: {shown}"))?.trim().to_owned())
+}
+
 /// The folder below `folder` (or itself) that is a cluster.
 fn cluster_in(folder: &Path) -> Result<PathBuf> {
     let mut waiting = vec![folder.to_owned()];

@@ -24,8 +24,8 @@ use crate::traces;
 
 /// How long a node may take until it is ready: the first start makes a template (initdb), two at a time on two cores.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
-/// How long SIGTERM may take.
-const STOP_DEADLINE: Duration = Duration::from_secs(90);
+/// How long SIGTERM may take: `shutdown.drain`, `shutdown.deadline`, and what comes after them.
+const STOP_DEADLINE: Duration = Duration::from_secs(105);
 
 /// How a node is started.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +102,7 @@ pub struct Database {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// A URL to connect with, as the owner.
+    /// A URL to connect with, as the owner; empty where it was made without one.
     pub url: String,
 }
 
@@ -195,6 +195,21 @@ impl Node {
     /// Makes a database of a copy, with further arguments of `roost restore`.
     pub fn restore(&mut self, name: &str, arguments: &[&str]) -> Result<Database> {
         self.made(&[&["restore", name], arguments].concat())
+    }
+
+    /// Makes many databases in one step, without URLs.
+    pub fn create_many(&mut self, names: &[String]) -> Result<Vec<Database>> {
+        let file = self.folder.join("names");
+        fs::write(&file, names.join("\n"))?;
+        self.cli(&["create", "--names-from", file.to_str().context("a path that is no UTF-8")?])?;
+        let listed = self.list()?;
+        let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+        let all = listed.iter().map(|one| (text(one, "name"), text(one, "id")));
+        let made = all.filter(|(name, _)| names.contains(name));
+        let made: Vec<Database> = made.map(|(name, id)| Database { id, name, url: String::new() }).collect();
+        ensure!(made.len() == names.len(), "{} of {} are listed", made.len(), names.len());
+        self.names.extend(made.iter().map(|database| database.id.clone()));
+        Ok(made)
     }
 
     /// Runs a command that makes a database.

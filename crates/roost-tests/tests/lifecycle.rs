@@ -151,11 +151,9 @@ async fn a_running_query_keeps_its_database_awake() -> Result<()> {
 
 #[test]
 fn a_long_list_is_written_whole_or_as_far_as_asked_and_leaves_out_what_is_deleted() -> Result<()> {
-    let node = Node::new()?;
+    let mut node = Node::new()?;
     let names: Vec<String> = (0..2_100).map(|number| format!("d{number}")).collect();
-    let file = node.scratch().join("names");
-    std::fs::write(&file, names.join("\n"))?;
-    node.cli(&["create", "--names-from", file.to_str().context("a path")?])?;
+    node.create_many(&names)?;
     for gone in ["d0", "d1000", "d2099"] {
         node.cli(&["delete", gone])?;
     }
@@ -377,25 +375,6 @@ fn a_second_node_on_the_same_data_is_refused() -> Result<()> {
         second.stderr
     );
     assert_eq!(node.list()?.len(), 0);
-    node.finish()
-}
-
-#[test]
-fn sigterm_stops_every_database_cleanly() -> Result<()> {
-    let mut node = Node::new()?;
-    let databases: Vec<_> = (0..6).map(|number| node.create(&format!("d{number}"))).collect::<Result<_>>()?;
-    for database in &databases {
-        psql::run(&database.url, "CREATE TABLE t AS SELECT 1 AS n")?;
-    }
-    node.cli(&["freeze", "d1"])?;
-    node.stop()?;
-    node.start()?;
-    for database in &databases {
-        assert_eq!(node.state(&database.name)?, "stopped");
-        assert_eq!(psql::run(&database.url, "SELECT n FROM t")?, "1");
-        let log = node.cli(&["logs", &database.name])?;
-        assert!(!log.contains("was not properly shut down"), "{log}");
-    }
     node.finish()
 }
 
