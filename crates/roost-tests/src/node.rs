@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::command::{self, Finished};
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, ORDINARY_USER};
 use crate::machine::{self, Installation, Process};
 use crate::traces;
 
@@ -34,6 +34,7 @@ pub struct Setup {
     arguments: Vec<String>,
     installations: Vec<Installation>,
     system_ports: bool,
+    unprivileged: bool,
 }
 
 impl Setup {
@@ -65,6 +66,13 @@ impl Setup {
         self
     }
 
+    /// Runs the node, and its command line, as an ordinary user who may make no user namespaces. For root.
+    #[must_use]
+    pub const fn without_privileges(mut self) -> Self {
+        self.unprivileged = true;
+        self
+    }
+
     /// Starts the node and waits until it is ready.
     pub fn start(self) -> Result<Node> {
         traces::sweep();
@@ -79,8 +87,20 @@ impl Setup {
         } else {
             free_addresses()?
         };
+        let mut binary = machine::roost_binary()?;
+        if self.unprivileged {
+            // The build's own directory may be closed to others.
+            let copy = folder.join("roost");
+            fs::copy(&binary, &copy)?;
+            binary = copy;
+            std::os::unix::fs::chown(&folder, Some(ORDINARY_USER), Some(ORDINARY_USER))?;
+        }
+        let mut command_line = CommandLine::new(binary, folder.join("r"));
+        if self.unprivileged {
+            command_line = command_line.typed_by(ORDINARY_USER);
+        }
         let mut node = Node {
-            command_line: CommandLine::new(machine::roost_binary()?, folder.join("r")),
+            command_line,
             log: folder.join("node.log"),
             folder,
             data,
@@ -439,7 +459,7 @@ impl Node {
     /// Starts `roost up` and waits for its ready line. Ports that the system picked are asked for again next time.
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut command = self.command();
+        let mut command = self.command_line.starting_command();
         command.arg("up").arg("--data").arg(&self.data).arg("--run").arg(self.run());
         command.args(["--listen", &self.listen, "--http", &self.http]);
         for installation in &self.setup.installations {
