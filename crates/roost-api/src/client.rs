@@ -98,15 +98,23 @@ impl Client {
         self.get("/v1/doctor").await
     }
 
-    /// All databases, of one project or of all; deleted ones instead if so asked. Reads page after page. Connections are
-    /// left out.
+    /// A page of the databases of one project or of all, the oldest first; deleted ones instead if so asked. Their
+    /// connections are left out. It begins where the page before ended (`cursor`) and has [`MAX_PAGE`] items at most.
     pub async fn databases(
         &self,
         project: Option<&str>,
         deleted: bool,
-    ) -> Result<Vec<Database>, ClientError> {
-        let project = project.map(|name| format!("&projectId={}", escape(name))).unwrap_or_default();
-        self.all(&format!("/v1/databases?connections=false&deleted={deleted}{project}")).await
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<Page<Database>, ClientError> {
+        let mut path = format!("/v1/databases?connections=false&deleted={deleted}&limit={limit}");
+        for (key, value) in [("projectId", project), ("cursor", cursor)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{key}={}", escape(value)));
+            }
+        }
+        let body = self.exchange(Method::GET, &path, None).await?;
+        serde_json::from_slice(&body).map_err(ClientError::broken)
     }
 
     /// One database, by id, name or `name--project`.

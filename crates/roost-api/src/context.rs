@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use roost_catalog::id::{DatabaseId, ProjectId};
 use roost_catalog::model::{Database, Name, Project};
-use roost_catalog::{Catalog, Subject};
+use roost_catalog::{Catalog, Moment, Subject};
 use roost_postgres::volume::Layout;
 
 use crate::error::ApiError;
@@ -50,7 +50,7 @@ pub(crate) struct Context {
     pub(crate) catalog: Catalog,
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) started_at: SystemTime,
+    pub(crate) started_at: Moment,
     ready: AtomicBool,
 }
 
@@ -61,14 +61,7 @@ impl Context {
         machine: Arc<dyn Machine>,
         registry: Arc<Registry>,
     ) -> Self {
-        Self {
-            config,
-            catalog,
-            machine,
-            registry,
-            started_at: SystemTime::now(),
-            ready: AtomicBool::new(false),
-        }
+        Self { config, catalog, machine, registry, started_at: Moment::now(), ready: AtomicBool::new(false) }
     }
 
     /// Whether clients are accepted.

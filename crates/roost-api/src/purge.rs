@@ -1,7 +1,6 @@
 //! Removing deleted databases for ever.
 
-use std::time::SystemTime;
-
+use roost_catalog::Moment;
 use roost_catalog::id::DatabaseId;
 use roost_lifecycle::ClosingReason;
 use tokio::time::Instant;
@@ -25,8 +24,7 @@ pub(crate) async fn purge(context: &Context, id: &DatabaseId) -> Result<(), ApiE
 ///
 /// One that fails does not keep the others; it is tried again with the next call.
 pub(crate) async fn purge_expired(context: &Context) -> Result<usize, ApiError> {
-    let Some(before) = SystemTime::now().checked_sub(context.config.purge_after) else { return Ok(0) };
-    let expired = context.catalog.expired_deletions(before).await?;
+    let expired = context.catalog.expired_deletions(Moment::now(), context.config.purge_after).await?;
     let mut purged = 0;
     for id in &expired {
         match purge(context, id).await {

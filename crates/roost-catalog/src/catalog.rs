@@ -15,6 +15,7 @@ use crate::model::{Transition, UsageDelta};
 use crate::options::CatalogOptions;
 use crate::readers::Readers;
 use crate::records::{Record, Ring};
+use crate::retention::Retention;
 use crate::writer::{Command, Work, Writer};
 
 /// An open catalog. Cloning is cheap and gives another handle of the same one.
@@ -34,6 +35,7 @@ struct Inner {
     writer: Option<JoinHandle<()>>,
     ring: Arc<Ring>,
     memories: Arc<Memories>,
+    retention: Arc<Retention>,
     /// Let go after the threads have ended, by being the last field.
     _lock: Lock,
 }
@@ -68,6 +70,7 @@ impl Catalog {
     pub fn open(path: &Path, options: CatalogOptions) -> Result<Self, CatalogError> {
         let lock = file::claim(path)?;
         let connection = file::open_writer(path, &options)?;
+        let retention = Arc::new(Retention::open(&connection)?);
         let readers = Readers::start(path, &options)?;
         let ring = Arc::new(Ring::new(options.waiting_records));
         let memories = Arc::new(Memories {
@@ -94,6 +97,7 @@ impl Catalog {
             writer: Some(writer),
             ring,
             memories,
+            retention,
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -170,6 +174,10 @@ impl Catalog {
             }
         }))?;
         answer.await.unwrap_or(Err(CatalogError::Closed))
+    }
+
+    pub(crate) fn retention(&self) -> &Arc<Retention> {
+        &self.inner.retention
     }
 
     pub(crate) fn memories(&self) -> &Memories {

@@ -328,11 +328,10 @@ fn select(tables: &str) -> String {
     )
 }
 
-/// The index is named so that a plan that would read a million rows is an error and not a surprise. All live
-/// databases are read in the table's own order; deleted ones among them are passed over.
+/// The index is named so that a plan that would read a million rows is an error and not a surprise.
 fn listing_sql(filter: DatabaseFilter) -> String {
     let (index, state) = match (filter.project, filter.deleted) {
-        (None, false) => ("NOT INDEXED", "d.deleted_at IS NULL"),
+        (None, false) => ("INDEXED BY databases_live_key", "d.deleted_at IS NULL"),
         (None, true) => {
             ("INDEXED BY databases_deleted_key", "d.deleted_at IS NOT NULL AND d.purging IS NULL")
         }

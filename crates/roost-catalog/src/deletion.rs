@@ -2,20 +2,23 @@
 //!
 //! Purging has a first step of its own ([`Catalog::begin_purge`]), made before any file goes: from then on nobody can
 //! undelete the database, so no row ever comes back to life without its files. A purge that was interrupted shows up
-//! in [`Catalog::expired_deletions`] again.
+//! in [`Catalog::expired_deletions`] again. When that is due is counted by [`retention`](crate::retention), which no clock
+//! that jumps can hurry.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
 use crate::cache::Stale;
 use crate::catalog::Catalog;
-use crate::column::Instant;
+use crate::column::{Instant, micros};
 use crate::databases::{Place, found, require_free};
 use crate::error::CatalogError;
 use crate::id::DatabaseId;
 use crate::meta::Tally;
 use crate::model::{Database, Name};
+use crate::retention::Moment;
 
 /// Databases that one call of [`Catalog::expired_deletions`] gives at most.
 const MAX_EXPIRED: u32 = 1_000;
@@ -27,13 +30,15 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`], [`CatalogError::Deleted`] when it is already; when the file cannot be written or
     /// the writer is overloaded.
-    pub async fn delete_database(&self, id: &DatabaseId, at: SystemTime) -> Result<Database, CatalogError> {
+    pub async fn delete_database(&self, id: &DatabaseId, now: Moment) -> Result<Database, CatalogError> {
         let id = *id;
+        let retention = Arc::clone(self.retention());
         self.change(move |connection, stale| {
             let place = Place::of_live(connection, &id)?;
+            let counted = retention.advance(connection, now)?;
             connection
-                .prepare_cached("UPDATE databases SET deleted_at = ?2 WHERE key = ?1")?
-                .execute(params![place.key, Instant(at)])?;
+                .prepare_cached("UPDATE databases SET deleted_at = ?2, deleted_count = ?3 WHERE key = ?1")?
+                .execute(params![place.key, Instant(now.wall), micros(counted)])?;
             Tally { databases: -1, deleted: 1, ..Tally::default() }.add(connection)?;
             note_logins(connection, stale, place.key)?;
             stale.routes.push((place.project_name, place.name));
@@ -65,7 +70,9 @@ impl Catalog {
             let name = name.unwrap_or(place.name);
             require_free(connection, place.project, &name)?;
             connection
-                .prepare_cached("UPDATE databases SET deleted_at = NULL, name = ?2 WHERE key = ?1")?
+                .prepare_cached(
+                    "UPDATE databases SET deleted_at = NULL, deleted_count = NULL, name = ?2 WHERE key = ?1",
+                )?
                 .execute(params![place.key, name])?;
             Tally { databases: 1, deleted: -1, ..Tally::default() }.add(connection)?;
             note_logins(connection, stale, place.key)?;
@@ -120,21 +127,29 @@ impl Catalog {
         .await
     }
 
-    /// Databases to be purged: those deleted before `before`, and those whose purge was begun and not finished. Some
-    /// of them at a time; it is empty when none are left.
+    /// Databases to be purged: those that were deleted `keep` ago or longer, and those whose purge was begun and not
+    /// finished. Some of them at a time; it is empty when none are left. To be called from time to time, for it counts
+    /// the time.
     ///
     /// # Errors
-    /// When the file cannot be read or the readers are overloaded.
-    pub async fn expired_deletions(&self, before: SystemTime) -> Result<Vec<DatabaseId>, CatalogError> {
+    /// When the file cannot be read or written, or the readers or the writer are overloaded.
+    pub async fn expired_deletions(
+        &self,
+        now: Moment,
+        keep: Duration,
+    ) -> Result<Vec<DatabaseId>, CatalogError> {
+        let retention = Arc::clone(self.retention());
+        let counted = self.change(move |connection, _| retention.advance(connection, now)).await?;
+        let up_to = counted.checked_sub(keep).map_or(-1, micros);
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT id FROM databases INDEXED BY databases_purging WHERE purging IS NOT NULL
                  UNION
-                 SELECT id FROM databases INDEXED BY databases_deleted_at
-                     WHERE deleted_at IS NOT NULL AND deleted_at < ?1
+                 SELECT id FROM databases INDEXED BY databases_deleted_count
+                     WHERE deleted_at IS NOT NULL AND deleted_count <= ?1
                  LIMIT ?2",
             )?;
-            let ids = statement.query_map(params![Instant(before), MAX_EXPIRED], |row| row.get(0))?;
+            let ids = statement.query_map(params![up_to, MAX_EXPIRED], |row| row.get(0))?;
             Ok(ids.collect::<Result<_, _>>()?)
         })
         .await

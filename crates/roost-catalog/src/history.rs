@@ -1,4 +1,7 @@
 //! What happened to a database: its latest steps on the ladder, how fast it woke, and what it used.
+//!
+//! All of it is written in batches. What is read of one database is written first, so nobody who saw a step happen reads a
+//! history without it.
 
 use std::time::Duration;
 
@@ -23,6 +26,7 @@ impl Catalog {
     /// # Errors
     /// When the file cannot be read or the readers are overloaded.
     pub async fn history(&self, id: &DatabaseId, limit: u32) -> Result<Vec<Transition>, CatalogError> {
+        self.write_what_waits().await;
         let id = *id;
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(
@@ -49,6 +53,7 @@ impl Catalog {
     /// # Errors
     /// When the file cannot be read or the readers are overloaded.
     pub async fn wake_stats(&self, id: &DatabaseId) -> Result<Vec<WakeStats>, CatalogError> {
+        self.write_what_waits().await;
         let id = *id;
         self.read(move |connection| {
             let mut stats = Vec::new();
@@ -83,6 +88,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`]; when the file cannot be read or the readers are overloaded.
     pub async fn usage(&self, id: &DatabaseId) -> Result<Usage, CatalogError> {
+        self.write_what_waits().await;
         let id = *id;
         self.read(move |connection| {
             let mut statement = connection.prepare_cached("SELECT key FROM databases WHERE id = ?1")?;
@@ -90,6 +96,13 @@ impl Catalog {
             records::usage_of(connection, key.ok_or(CatalogError::NotFound(Subject::Database))?)
         })
         .await
+    }
+
+    /// On a full disk, what was written before can still be read.
+    async fn write_what_waits(&self) {
+        if let Err(error) = self.flush().await {
+            tracing::debug!(%error, "history and usage are read without the latest");
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //!   the next commit or at most half a second later. A full ring drops its oldest record and counts it.
 //! - **Logins and routes are answered from memory** after the first time, unknown ones too, and never with a value
 //!   that was already replaced when the replacing call returned.
+//! - **No jump of the clock deletes anything**: what is kept for a time is kept for that much time that passed.
 //! - **A database that nobody uses costs a row**: opening the file, listing a page and counting do not scan.
 //! - **One process per file**: a second one would answer logins from a memory that the first one's writes don't reach.
 
@@ -31,6 +32,7 @@ mod page;
 mod projects;
 mod readers;
 mod records;
+mod retention;
 mod roles;
 mod schema;
 mod settings_patch;
@@ -42,6 +44,7 @@ pub use error::{CatalogError, Subject};
 pub use meta::Counts;
 pub use options::CatalogOptions;
 pub use page::{Listing, MAX_PAGE, Page};
+pub use retention::{MOST_FOR_A_STOP, Moment};
 pub use settings_patch::SettingsPatch;
 
 /// Connections that one database may have.

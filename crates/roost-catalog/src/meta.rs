@@ -46,7 +46,7 @@ impl Catalog {
     /// When the file cannot be read or the readers are overloaded.
     pub async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, CatalogError> {
         let key = key.to_owned();
-        self.read(move |connection| meta_of(connection, &key)).await
+        self.read(move |connection| value_of(connection, &key)).await
     }
 
     /// Puts a value under `key`, in place of another.
@@ -55,15 +55,7 @@ impl Catalog {
     /// When the file cannot be written or the writer is overloaded.
     pub async fn put_meta(&self, key: &str, value: &[u8]) -> Result<(), CatalogError> {
         let (key, value) = (key.to_owned(), value.to_owned());
-        self.change(move |connection, _| {
-            connection
-                .prepare_cached(
-                    "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                )?
-                .execute(params![key, value])?;
-            Ok(())
-        })
-        .await
+        self.change(move |connection, _| put(connection, &key, &value)).await
     }
 
     /// The value under `key`; when there is none, `value` is put there first. Whoever calls this gets the same value,
@@ -74,7 +66,7 @@ impl Catalog {
     pub async fn ensure_meta(&self, key: &str, value: &[u8]) -> Result<Vec<u8>, CatalogError> {
         let (key, value) = (key.to_owned(), value.to_owned());
         self.change(move |connection, _| {
-            if let Some(found) = meta_of(connection, &key)? {
+            if let Some(found) = value_of(connection, &key)? {
                 return Ok(found);
             }
             connection.prepare_cached("INSERT INTO meta VALUES (?1, ?2)")?.execute(params![key, value])?;
@@ -106,7 +98,18 @@ impl Tally {
     }
 }
 
-fn meta_of(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, CatalogError> {
+/// The value under `key`.
+pub(crate) fn value_of(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, CatalogError> {
     let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE key = ?1")?;
     Ok(statement.query_row([key], |row| row.get(0)).optional()?)
+}
+
+/// Puts a value under `key`, in place of another.
+pub(crate) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), CatalogError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        )?
+        .execute(params![key, value])?;
+    Ok(())
 }

@@ -9,10 +9,12 @@ use crate::error::CatalogError;
 const APPLICATION_ID: i32 = 0x526f_7374;
 
 /// Script number n brings a file from format n - 1 to format n; the first one is number 1.
-pub(crate) const MIGRATIONS: [&str; 3] = [
+pub(crate) const MIGRATIONS: [&str; 5] = [
     include_str!("migrations/0001_registry.sql"),
     include_str!("migrations/0002_usage_and_history.sql"),
     include_str!("migrations/0003_xid_age.sql"),
+    include_str!("migrations/0004_live_key.sql"),
+    include_str!("migrations/0005_retention.sql"),
 ];
 
 /// Brings the file to the newest format.
@@ -74,7 +76,7 @@ mod tests {
     fn a_file_of_format_1_migrates_and_keeps_its_rows() {
         let mut connection = format_1();
         migrate(&mut connection, &MIGRATIONS).unwrap();
-        assert_eq!(format(&connection).unwrap(), 3);
+        assert_eq!(format(&connection).unwrap(), 5);
         connection.execute("INSERT INTO usage VALUES (1, 0, 0, 0, 0, 0, NULL, NULL, NULL)", []).unwrap();
         let name: String = connection.query_row("SELECT name FROM databases", [], |row| row.get(0)).unwrap();
         assert_eq!(name, "shop");
@@ -92,7 +94,7 @@ mod tests {
         let mut connection = format_1();
         connection.pragma_update(None, "user_version", 99).unwrap();
         let error = migrate(&mut connection, &MIGRATIONS).unwrap_err();
-        assert!(matches!(error, CatalogError::TooNew { found: 99, supported: 3 }), "{error}");
+        assert!(matches!(error, CatalogError::TooNew { found: 99, supported: 5 }), "{error}");
         assert!(error.to_string().contains("format 99"));
     }
 

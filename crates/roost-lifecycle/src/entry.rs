@@ -105,6 +105,8 @@ pub(crate) struct Entry {
     pub(crate) read_only: AtomicBool,
     /// What its sessions are told of that: from before the first refusal until Postgres refuses no more.
     pub(crate) shortage: Shown,
+    /// Whether it is held awake to be vacuumed, and autovacuum is to hurry.
+    pub(crate) autovacuum_hurries: AtomicBool,
     /// Whether its configuration changed since it was last written.
     pub(crate) reload_due: AtomicBool,
     /// Whether its start waits for memory.
@@ -141,6 +143,7 @@ impl Entry {
             is_being_measured: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
             shortage: Shown::default(),
+            autovacuum_hurries: AtomicBool::new(false),
             reload_due: AtomicBool::new(false),
             lacks_memory: AtomicBool::new(false),
             admitted: AtomicBool::new(false),

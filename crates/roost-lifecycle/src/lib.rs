@@ -105,7 +105,7 @@ pub struct Snapshot {
     pub since: Option<SystemTime>,
     /// How long nothing has been active.
     pub idle_for: Option<Duration>,
-    /// Memory charged to its instance when last measured, in bytes.
+    /// Memory charged to its instance when last measured, in bytes; `None` where nothing measures it.
     pub memory_bytes: Option<u64>,
     /// Why the last start failed, if it did.
     pub failure: Option<String>,
@@ -193,7 +193,7 @@ impl Lifecycle {
             active: entry.gate.leases(),
             since: Some(inner.state_since),
             idle_for: inner.run.is_some().then(|| entry.gate.idle_for(Instant::now())),
-            memory_bytes: inner.run.is_some().then(|| entry.memory()),
+            memory_bytes: inner.run.is_some().then(|| entry.memory()).filter(|bytes| *bytes > 0),
             failure: inner.failure.as_ref().map(|(_, failure)| failure.to_string()),
         }
     }

@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(50);
 
 /// What may be done to a database for memory's sake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Relief {
     /// Freeze it and push it out.
     Freeze,
@@ -120,15 +121,8 @@ impl Lifecycle {
             return None;
         }
         let inner = entry.lock();
-        let swap = self.shared.capabilities.swap_bytes > 0;
-        match inner.ladder.phase() {
-            Phase::Running if swap => Some(Relief::Freeze),
-            Phase::Running | Phase::Frozen if inner.holds == 0 => Some(Relief::Stop),
-            Phase::Running | Phase::Frozen if inner.settings.stop_under_sessions == Some(true) => {
-                Some(Relief::StopUnderSessions)
-            }
-            _ => None,
-        }
+        let yields = inner.settings.stop_under_sessions == Some(true);
+        one_rung_down(inner.ladder.phase(), self.shared.capabilities.swap_bytes > 0, inner.holds > 0, yields)
     }
 
     async fn freeze_for_memory(&self, entry: &Arc<Entry>) -> bool {
@@ -149,10 +143,58 @@ impl Lifecycle {
     }
 }
 
+/// The step of an idle database that gives memory back and costs its users least. `yields` says whether it may be stopped
+/// although sessions hold it. Freezing gives nothing back where there is no swap to push the memory out to.
+fn one_rung_down(phase: Phase, has_swap: bool, is_held: bool, yields: bool) -> Option<Relief> {
+    match phase {
+        Phase::Running if has_swap => Some(Relief::Freeze),
+        Phase::Running | Phase::Frozen if !is_held => Some(Relief::Stop),
+        Phase::Running | Phase::Frozen if yields => Some(Relief::StopUnderSessions),
+        _ => None,
+    }
+}
+
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_swap_a_running_database_is_frozen_whoever_holds_it_and_stopped_only_from_there() {
+        for (is_held, yields) in [(false, false), (true, false), (true, true)] {
+            assert_eq!(one_rung_down(Phase::Running, true, is_held, yields), Some(Relief::Freeze));
+        }
+        assert_eq!(one_rung_down(Phase::Frozen, true, false, false), Some(Relief::Stop));
+    }
+
+    #[test]
+    fn without_swap_only_a_stop_gives_memory_back() {
+        for phase in [Phase::Running, Phase::Frozen] {
+            assert_eq!(one_rung_down(phase, false, false, false), Some(Relief::Stop));
+        }
+    }
+
+    #[test]
+    fn sessions_keep_a_database_unless_its_owner_lets_it_go() {
+        for has_swap in [true, false] {
+            assert_eq!(one_rung_down(Phase::Frozen, has_swap, true, false), None);
+            assert_eq!(one_rung_down(Phase::Frozen, has_swap, true, true), Some(Relief::StopUnderSessions));
+        }
+        assert_eq!(one_rung_down(Phase::Running, false, true, false), None);
+    }
+
+    #[test]
+    fn what_is_on_its_way_already_is_left_alone() {
+        let now = Instant::now();
+        for phase in [Phase::Stopped, Phase::Starting, Phase::Thawing, Phase::BackingOff { until: now }] {
+            assert_eq!(one_rung_down(phase, true, false, true), None, "{phase:?}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use crate::entry::{ClosingReason, Entry, Run, step_time};
 use crate::error::{StepError, WakeError};
 use crate::hook::HookContext;
 use crate::ladder::{Command, Event, Phase};
+use crate::wraparound::HURRY;
 
 /// How long a postmaster that ignored a fast shutdown has for an immediate one, and again until it is killed.
 const FORCED_STOP: Duration = Duration::from_secs(10);
@@ -109,7 +110,10 @@ impl Lifecycle {
         }
         let settings = entry.lock().settings.clone();
         let read_only = entry.read_only.load(Ordering::SeqCst);
-        let settings = self.shared.config.instance_settings(&settings, read_only);
+        let mut settings = self.shared.config.instance_settings(&settings, read_only);
+        if entry.autovacuum_hurries.load(Ordering::SeqCst) {
+            settings.extra.extend(HURRY.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
         match self.shared.warden.reload(&entry.volume, settings).await {
             Ok(()) | Err(WardenError::NotRunning { .. }) => Ok(()),
             Err(error) => {

@@ -1,6 +1,10 @@
 //! Databases that sleep seconds after each burst never meet autovacuum, which looks once a minute, and Postgres stops
 //! taking writes when its oldest transaction id becomes too old. So the age that was read at the last step down is looked
 //! at from time to time, and a database where it is dangerous is woken and held awake until it has been vacuumed.
+//!
+//! The owner's tables are vacuumed as their owner. What is nobody's (templates, Roost's own database) is left to
+//! autovacuum, the only one that may safely run as superuser everywhere. It would begin with one database after a minute
+//! and go on to the next a minute later, so it is told to hurry meanwhile.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,10 +16,13 @@ use roost_postgres::maintenance;
 use tokio::time::Instant;
 
 use crate::Lifecycle;
+use crate::entry::Entry;
 use crate::prepare::no_usage;
 use crate::presence::Presence;
 
-/// The pause between two looks at the catalog.
+/// The pause before the first look at the catalog: a node that was down for long is late, but its clients come first.
+const FIRST: Duration = Duration::from_secs(5);
+/// The pause between two looks.
 const INTERVAL: Duration = Duration::from_secs(600);
 /// How many databases are taken care of, one after the other, after one look.
 const AT_ONCE: u32 = 32;
@@ -26,13 +33,16 @@ const HELD: Duration = Duration::from_secs(3600);
 /// What maintenance by Roost itself may take of that: the tables of the owner. Autovacuum does the catalogs.
 const OWN_TABLES: Duration = Duration::from_secs(600);
 /// The pause between two looks at the age.
-const PROGRESS: Duration = Duration::from_secs(5);
+const PROGRESS: Duration = Duration::from_secs(2);
+/// What makes autovacuum begin at once and go on from database to database, whatever was configured.
+pub(crate) const HURRY: [(&str, &str); 2] = [("autovacuum", "on"), ("autovacuum_naptime", "1s")];
 
 impl Lifecycle {
     /// Wakes databases that have to be vacuumed, for as long as the node lives.
     pub(crate) async fn prevent_wraparound(self) {
+        let mut pause = FIRST;
         loop {
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(std::mem::replace(&mut pause, INTERVAL)).await;
             if self.shared.shutting_down.load(Ordering::Acquire) {
                 return;
             }
@@ -60,11 +70,21 @@ impl Lifecycle {
             }
         };
         let closing = presence.closing();
+        self.let_autovacuum_hurry(presence.entry(), true).await;
         let vacuuming = self.vacuum(&presence, limit);
         tokio::select! {
             age = vacuuming => tracing::info!(database = %id, ?age, "vacuumed"),
             reason = closing => tracing::warn!(database = %id, ?reason, "ended while it was vacuumed"),
             _ = tokio::time::sleep(HELD) => tracing::error!(database = %id, "not vacuumed after {HELD:?}"),
+        }
+        self.let_autovacuum_hurry(presence.entry(), false).await;
+    }
+
+    async fn let_autovacuum_hurry(&self, entry: &Entry, hurries: bool) {
+        entry.autovacuum_hurries.store(hurries, Ordering::SeqCst);
+        entry.reload_due.store(true, Ordering::SeqCst);
+        if let Err(error) = self.reload_if_due(entry).await {
+            tracing::error!(database = %entry.id, %error, hurries, "autovacuum's pace could not be changed");
         }
     }
 

@@ -73,6 +73,31 @@ impl ColdCopy {
     }
 }
 
+impl ColdCopy {
+    /// Makes the next transaction id `next`, as if all those before it had been used up since.
+    pub fn burn_transactions(&self, next: u32) -> Result<()> {
+        // Postgres looks the status of the next one up in its segment of the log (two bits each, 256 KiB a file).
+        let segment = self.cluster.join(format!("pg_xact/{:04X}", next >> 20));
+        fs::write(&segment, vec![0; 256 << 10])?;
+        give_to_server_user(&self.cluster)?;
+        let mut reset = plain::as_server_user(&self.installation.program("pg_resetwal"))?;
+        reset.arg("-x").arg(next.to_string()).arg("-D").arg(&self.cluster);
+        command::run(&mut reset, b"", DEADLINE)?.success().context("pg_resetwal")?;
+        Ok(())
+    }
+
+    /// Makes a database of this copy (`roost restore --cold`).
+    pub fn restore(&self, node: &mut Node, name: &str) -> Result<Database> {
+        let archive = self.folder.join("changed.tar");
+        let mut pack = std::process::Command::new("tar");
+        // As Roost writes it: first what the volume is, then its files.
+        pack.arg("-C").arg(&self.folder).arg("-cf").arg(&archive).args(["manifest.json", "pgdata"]);
+        command::run(&mut pack, b"", DEADLINE)?.success()?;
+        let archive = archive.to_str().context("a path that is no UTF-8")?;
+        node.restore(name, &["--cold", "--file", archive])
+    }
+}
+
 impl Drop for ColdCopy {
     fn drop(&mut self) {
         // What stays is removed with the node's folder.
@@ -86,6 +111,26 @@ pub fn check_stopped_database(node: &Node, database: &Database) -> Result<()> {
     let copy = ColdCopy::take(node, database, &machine::debian_postgres()?, node.scratch())?;
     copy.check_page_checksums()?;
     copy.check_structure()
+}
+
+/// The folder of a database's volume.
+pub fn volume(node: &Node, database: &Database) -> PathBuf {
+    node.data().join("databases").join(&database.id[3..5]).join(&database.id).join("volume")
+}
+
+/// Where a volume's own files of its cluster are: all of them, or those that differ from its template's.
+pub fn cluster(volume: &Path) -> PathBuf {
+    let layer = volume.join("upper");
+    if layer.is_dir() { layer } else { volume.join("pgdata") }
+}
+
+/// The state of a stopped database's cluster, as `pg_controldata` calls it.
+pub fn state(node: &Node, database: &Database, installation: &Installation) -> Result<String> {
+    let mut show = std::process::Command::new(installation.program("pg_controldata"));
+    show.env("LC_ALL", "C").arg("-D").arg(cluster(&volume(node, database)));
+    let shown = command::run(&mut show, b"", DEADLINE)?.success()?.text();
+    let line = shown.lines().find_map(|line| line.strip_prefix("Database cluster state:"));
+    Ok(line.with_context(|| format!("pg_controldata tells no state: {shown}"))?.trim().to_owned())
 }
 
 /// The folder below `folder` (or itself) that is a cluster.

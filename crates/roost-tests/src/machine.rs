@@ -70,9 +70,12 @@ pub fn debian_postgres() -> Result<Installation> {
     found.pop().context("there is no Postgres server under /usr/lib/postgresql")
 }
 
-/// The further majors from `clients/node` (server and initdb only).
+/// The majors that come from `clients/node`, the server and initdb only. Debian has another one.
+pub const FURTHER_MAJORS: [u16; 4] = [14, 16, 17, 18];
+
+/// What is installed of [`FURTHER_MAJORS`].
 pub fn further_postgres() -> Vec<Installation> {
-    [17, 18]
+    FURTHER_MAJORS
         .into_iter()
         .map(|major| Installation {
             major,

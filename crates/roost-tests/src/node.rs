@@ -18,14 +18,14 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::command::{self, Finished};
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, ORDINARY_USER};
 use crate::machine::{self, Installation, Process};
 use crate::traces;
 
 /// How long a node may take until it is ready: the first start makes a template (initdb), two at a time on two cores.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
-/// How long SIGTERM may take.
-const STOP_DEADLINE: Duration = Duration::from_secs(90);
+/// How long SIGTERM may take: `shutdown.drain`, `shutdown.deadline`, and what comes after them.
+const STOP_DEADLINE: Duration = Duration::from_secs(105);
 
 /// How a node is started.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +34,7 @@ pub struct Setup {
     arguments: Vec<String>,
     installations: Vec<Installation>,
     system_ports: bool,
+    unprivileged: bool,
 }
 
 impl Setup {
@@ -65,6 +66,13 @@ impl Setup {
         self
     }
 
+    /// Runs the node, and its command line, as an ordinary user who may make no user namespaces. For root.
+    #[must_use]
+    pub const fn without_privileges(mut self) -> Self {
+        self.unprivileged = true;
+        self
+    }
+
     /// Starts the node and waits until it is ready.
     pub fn start(self) -> Result<Node> {
         traces::sweep();
@@ -79,8 +87,20 @@ impl Setup {
         } else {
             free_addresses()?
         };
+        let mut binary = machine::roost_binary()?;
+        if self.unprivileged {
+            // The build's own directory may be closed to others.
+            let copy = folder.join("roost");
+            fs::copy(&binary, &copy)?;
+            binary = copy;
+            std::os::unix::fs::chown(&folder, Some(ORDINARY_USER), Some(ORDINARY_USER))?;
+        }
+        let mut command_line = CommandLine::new(binary, folder.join("r"));
+        if self.unprivileged {
+            command_line = command_line.typed_by(ORDINARY_USER);
+        }
         let mut node = Node {
-            command_line: CommandLine::new(machine::roost_binary()?, folder.join("r")),
+            command_line,
             log: folder.join("node.log"),
             folder,
             data,
@@ -102,7 +122,7 @@ pub struct Database {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// A URL to connect with, as the owner.
+    /// A URL to connect with, as the owner; empty where it was made without one.
     pub url: String,
 }
 
@@ -189,12 +209,35 @@ impl Node {
 
     /// Makes a database, with further arguments of `roost create`.
     pub fn create_with(&mut self, name: &str, arguments: &[&str]) -> Result<Database> {
-        let made = self.cli_json(&[&["create", name], arguments].concat())?;
+        self.made(&[&["create", name], arguments].concat())
+    }
+
+    /// Makes a database of a copy, with further arguments of `roost restore`.
+    pub fn restore(&mut self, name: &str, arguments: &[&str]) -> Result<Database> {
+        self.made(&[&["restore", name], arguments].concat())
+    }
+
+    /// Makes many databases in one step, without URLs.
+    pub fn create_many(&mut self, names: &[String]) -> Result<Vec<Database>> {
+        let file = self.folder.join("names");
+        fs::write(&file, names.join("\n"))?;
+        self.cli(&["create", "--names-from", file.to_str().context("a path that is no UTF-8")?])?;
+        let listed = self.list()?;
+        let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+        let all = listed.iter().map(|one| (text(one, "name"), text(one, "id")));
+        let made = all.filter(|(name, _)| names.contains(name));
+        let made: Vec<Database> = made.map(|(name, id)| Database { id, name, url: String::new() }).collect();
+        ensure!(made.len() == names.len(), "{} of {} are listed", made.len(), names.len());
+        self.names.extend(made.iter().map(|database| database.id.clone()));
+        Ok(made)
+    }
+
+    /// Runs a command that makes a database.
+    fn made(&mut self, command: &[&str]) -> Result<Database> {
+        let made = self.cli_json(command)?;
         let field = |key: &str| -> Result<String> {
-            Ok(made[key]
-                .as_str()
-                .with_context(|| format!("create --json has no `{key}`: {made}"))?
-                .to_owned())
+            let text = made[key].as_str();
+            Ok(text.with_context(|| format!("{} --json has no `{key}`: {made}", command[0]))?.to_owned())
         };
         let database = Database { id: field("id")?, name: field("name")?, url: field("url")? };
         self.names.push(database.id.clone());
@@ -257,10 +300,10 @@ impl Node {
         Ok(self.wakes_from(name, "stopped")? + self.wakes_from(name, "frozen")?)
     }
 
-    /// Ensures that a database was woken exactly `stopped` times from stopped and `frozen` times from frozen. History is
-    /// written in batches, so the last steps may take a moment to be told.
+    /// Ensures that a database was woken exactly `stopped` times from stopped and `frozen` times from frozen. A session may
+    /// be answered a moment before its wake is noted.
     pub fn ensure_wakes(&self, name: &str, stopped: u64, frozen: u64) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(1);
         loop {
             let seen = (self.wakes_from(name, "stopped")?, self.wakes_from(name, "frozen")?);
             if seen == (stopped, frozen) {
@@ -416,7 +459,7 @@ impl Node {
     /// Starts `roost up` and waits for its ready line. Ports that the system picked are asked for again next time.
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut command = self.command();
+        let mut command = self.command_line.starting_command();
         command.arg("up").arg("--data").arg(&self.data).arg("--run").arg(self.run());
         command.args(["--listen", &self.listen, "--http", &self.http]);
         for installation in &self.setup.installations {

@@ -3,15 +3,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt, pin_mut};
 use roost_tests::machine::{crate_folder, program, python};
-use roost_tests::node::{Database, Node};
+use roost_tests::node::{Database, Node, Setup};
 use roost_tests::session::{Session, sqlstate, url_with};
 use roost_tests::{command, machine, psql};
 use rustix::process::Signal;
@@ -325,4 +325,73 @@ fn foreign_certificate(node: &Node) -> Result<PathBuf> {
     let copy = node.scratch().join("foreign.pem");
     fs::copy(certificate(&other)?, &copy)?;
     Ok(copy)
+}
+
+/// Makes a certificate for this machine that signs itself, and its key, each in place of the one before.
+fn make_certificate(certificate: &Path, key: &Path) -> Result<()> {
+    let new = |path: &Path| PathBuf::from(format!("{}.new", path.display()));
+    let mut openssl = Command::new(program("openssl"));
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    openssl.arg("-keyout").arg(new(key)).arg("-out").arg(new(certificate));
+    command::run(&mut openssl, b"", SOON)?.success()?;
+    for path in [key, certificate] {
+        // The node reads them as a user of its own.
+        fs::set_permissions(new(path), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        fs::rename(new(path), path)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_certificate_is_that_of_new_connections_and_old_sessions_go_on() -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("roost-tls-").tempdir()?;
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let at = |name: &str| folder.path().join(name);
+    let (certificate, key, old, new) = (at("server.crt"), at("server.key"), at("old.crt"), at("new.crt"));
+    make_certificate(&certificate, &key)?;
+    fs::copy(&certificate, &old)?;
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("a path that is no UTF-8");
+    let mut node = Setup::default()
+        .with(["--tls-certificate", &text(&certificate)?, "--tls-key", &text(&key)?])
+        .start()?;
+    let shop = node.create("shop")?;
+    let trusting = |root: &Path| {
+        let parameters = ["sslmode=verify-full".to_owned(), format!("sslrootcert={}", root.display())];
+        url_with(&shop.url, |url| url.parameters.extend(parameters))
+    };
+
+    let mut before =
+        psql::command(&trusting(&old)?).arg("-At").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = before.stdin.take().context("no standard input")?;
+    let mut output = BufReader::new(before.stdout.take().context("no standard output")?).lines();
+    let mut ask = || -> Result<String> {
+        writeln!(input, "SELECT pg_backend_pid();")?;
+        Ok(output.next().context("psql ended")??)
+    };
+    let server = ask()?;
+
+    make_certificate(&certificate, &key)?;
+    fs::copy(&certificate, &new)?;
+    let end = Instant::now() + SOON;
+    while !psql::try_run(&trusting(&new)?, "SELECT 1")?.status.success() {
+        ensure!(Instant::now() < end, "the new certificate was not taken:\n{}", node.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let refused = psql::try_run(&trusting(&old)?, "SELECT 1")?;
+    ensure!(refused.stderr.contains("certificate verify failed"), "{}", refused.stderr);
+    assert_eq!(ask()?, server, "the old session goes on");
+    drop(input);
+    assert!(command::wait(&mut before, SOON)?.success());
+    node.finish()
 }

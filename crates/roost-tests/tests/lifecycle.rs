@@ -150,6 +150,30 @@ async fn a_running_query_keeps_its_database_awake() -> Result<()> {
 }
 
 #[test]
+fn a_long_list_is_written_whole_or_as_far_as_asked_and_leaves_out_what_is_deleted() -> Result<()> {
+    let mut node = Node::new()?;
+    let names: Vec<String> = (0..2_100).map(|number| format!("d{number}")).collect();
+    node.create_many(&names)?;
+    for gone in ["d0", "d1000", "d2099"] {
+        node.cli(&["delete", gone])?;
+    }
+    let kept: Vec<&String> =
+        names.iter().filter(|name| !["d0", "d1000", "d2099"].contains(&&***name)).collect();
+
+    let listed = node.list()?;
+    assert_eq!(listed.iter().filter_map(|one| one["name"].as_str()).collect::<Vec<_>>(), kept);
+    let table = node.cli(&["list"])?;
+    let first: Vec<&str> = table.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(first[0], "NAME");
+    assert_eq!(first[1..], kept);
+    assert_eq!(node.cli_json(&["list", "--limit", "3"])?.as_array().map(Vec::len), Some(3));
+    assert_eq!(node.cli(&["list", "-n", "1500"])?.lines().count(), 1_501);
+    assert_eq!(node.cli_json(&["list", "--deleted"])?.as_array().map(Vec::len), Some(3));
+    assert_eq!(node.cli_json(&["list", "--limit", "0"])?, serde_json::json!([]));
+    node.finish()
+}
+
+#[test]
 fn a_deleted_database_comes_back_until_it_is_purged() -> Result<()> {
     let mut node = Node::new()?;
     let shop = node.create("shop")?;
@@ -351,25 +375,6 @@ fn a_second_node_on_the_same_data_is_refused() -> Result<()> {
         second.stderr
     );
     assert_eq!(node.list()?.len(), 0);
-    node.finish()
-}
-
-#[test]
-fn sigterm_stops_every_database_cleanly() -> Result<()> {
-    let mut node = Node::new()?;
-    let databases: Vec<_> = (0..6).map(|number| node.create(&format!("d{number}"))).collect::<Result<_>>()?;
-    for database in &databases {
-        psql::run(&database.url, "CREATE TABLE t AS SELECT 1 AS n")?;
-    }
-    node.cli(&["freeze", "d1"])?;
-    node.stop()?;
-    node.start()?;
-    for database in &databases {
-        assert_eq!(node.state(&database.name)?, "stopped");
-        assert_eq!(psql::run(&database.url, "SELECT n FROM t")?, "1");
-        let log = node.cli(&["logs", &database.name])?;
-        assert!(!log.contains("was not properly shut down"), "{log}");
-    }
     node.finish()
 }
 

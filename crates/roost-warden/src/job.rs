@@ -1,9 +1,10 @@
 //! Work that may take long, each piece in a process of its own: the server goes on meanwhile.
 //!
-//! A job is forked with what it needs, writes its result into a pipe and ends. A bounded number runs at once; the rest
-//! waits in the order of its arrival.
+//! A job is forked with what it needs, writes its result into a pipe and ends. Jobs queue in [lanes](Lane) by how long
+//! they may take: in each a bounded number runs at once, and the rest waits in the order of its arrival. So a start
+//! never waits for somebody's export, and volumes are measured whatever else goes on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -21,7 +22,7 @@ use crate::protocol::{Answer, MAX_MESSAGE, WardenError};
 use crate::sys;
 use crate::volumes::Volumes;
 
-/// Jobs that run at once: enough to keep a disk busy, few enough to leave it to the databases.
+/// Jobs of one lane that run at once: enough to keep a disk busy, few enough to leave it to the databases.
 const MAX_RUNNING: usize = 4;
 
 /// How long a server that ends waits for its jobs to be gone.
@@ -39,14 +40,26 @@ pub(crate) struct Workshop<'a> {
 /// The work itself, which runs in the new process.
 pub(crate) type Work = Box<dyn FnOnce(Workshop<'_>) -> Result<Answer, WardenError>>;
 
+/// Which jobs a job waits behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lane {
+    /// What somebody's wake or the machine's memory waits for: templates, and pushing memory out.
+    Steps,
+    /// Looking at volumes, which the watcher of storage must be able to do at any time.
+    Looks,
+    /// Moving whole volumes: exports, imports, copies, deletions. As long as disks and clients take.
+    Moves,
+}
+
 /// The jobs of a server. `T` is what the server remembers about each.
 pub(crate) struct Jobs<T> {
-    waiting: VecDeque<(T, Work)>,
+    waiting: BTreeMap<Lane, VecDeque<(T, Work)>>,
     running: HashMap<u64, Running<T>>,
     next: u64,
 }
 
 struct Running<T> {
+    lane: Lane,
     about: T,
     pid: i32,
     result: Rc<OwnedFd>,
@@ -73,20 +86,17 @@ pub(crate) struct Done<T> {
 
 impl<T> Jobs<T> {
     pub(crate) fn new() -> Self {
-        Self { waiting: VecDeque::new(), running: HashMap::new(), next: 0 }
+        Self { waiting: BTreeMap::new(), running: HashMap::new(), next: 0 }
     }
 
-    /// Puts work at the end of the queue.
-    pub(crate) fn push(&mut self, about: T, work: Work) {
-        self.waiting.push_back((about, work));
+    /// Puts work at the end of its lane.
+    pub(crate) fn push(&mut self, lane: Lane, about: T, work: Work) {
+        self.waiting.entry(lane).or_default().push_back((about, work));
     }
 
-    /// Forks the next job, if one waits and there is room. What failed to start is given back with the reason.
+    /// Forks the next job, if one waits in a lane with room. What failed to start is given back with the reason.
     pub(crate) fn begin(&mut self, workshop: Workshop<'_>) -> Option<Result<Begun, (T, io::Error)>> {
-        if self.running.len() >= MAX_RUNNING {
-            return None;
-        }
-        let (about, work) = self.waiting.pop_front()?;
+        let (lane, about, work) = self.next_waiting()?;
         let (result, pid) = match fork(work, workshop) {
             Ok(forked) => forked,
             Err(error) => return Some(Err((about, error))),
@@ -94,9 +104,16 @@ impl<T> Jobs<T> {
         let number = self.next;
         self.next += 1;
         let result = Rc::new(result);
-        let running = Running { about, pid, result: Rc::clone(&result), received: Vec::new() };
+        let running = Running { lane, about, pid, result: Rc::clone(&result), received: Vec::new() };
         self.running.insert(number, running);
         Some(Ok(Begun { number, result }))
+    }
+
+    /// Takes the first job of the first lane where one waits and fewer than [`MAX_RUNNING`] run.
+    fn next_waiting(&mut self) -> Option<(Lane, T, Work)> {
+        let running = |lane| self.running.values().filter(|job| job.lane == lane).count();
+        let mut open = self.waiting.iter_mut().filter(|(lane, _)| running(**lane) < MAX_RUNNING);
+        open.find_map(|(lane, waiting)| waiting.pop_front().map(|(about, work)| (*lane, about, work)))
     }
 
     /// Reads what a job wrote. When it is done: what it was about, its result, and the pipe, which is still watched.

@@ -314,6 +314,38 @@ async fn a_volume_is_copied_exported_and_imported_flattened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn transfers_that_do_not_end_hold_up_no_measurement_and_no_start() {
+    if !harness::can_run() {
+        return;
+    }
+    let place = Place::new();
+    let process = start(&place);
+    let warden = &process.warden;
+    // More than run at once, each of a stream that never says anything.
+    let mut streams = Vec::new();
+    for number in 20..28 {
+        let (stream, silence) = std::io::pipe().unwrap();
+        let (warden, major) = (warden.clone(), spec(volume(number)).major);
+        let import =
+            tokio::spawn(async move { warden.import(&volume(number), major, 79, stream.into()).await });
+        streams.push((silence, import));
+    }
+    let work = async {
+        // Its template has to be made first, which is a job too.
+        let instance = warden.start(spec(volume(12))).await.unwrap();
+        assert!(warden.volume_bytes(&volume(12)).await.unwrap() > 1 << 20);
+        assert!(stop(warden, &instance).await.clean);
+    };
+    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap();
+    for (silence, import) in streams {
+        assert!(!import.is_finished());
+        drop(silence);
+        import.await.unwrap().unwrap_err();
+    }
+    assert_eq!(process.end(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_grows_gets_an_error_and_its_neighbours_live_on() {
     if !harness::can_run() {
         return;

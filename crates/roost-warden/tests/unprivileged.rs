@@ -8,43 +8,71 @@ mod harness;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use harness::{Place, ask, connect, spec, start, volume};
 use roost_postgres::volume::Layout;
+use roost_warden::protocol::Standing;
 use roost_warden::{ExitStatus, Instance, ShutdownMode, Warden, WardenError};
 
-/// Who these tests are when root starts them.
-const NOBODY: u32 = 65534;
+/// Who these tests are when root starts them: `daemon`, for initdb wants a user with a name. Not `nobody`, who in a user
+/// namespace stands for everybody else.
+const SOMEBODY: u32 = 1;
+/// Set in the process that is such a user, to what it may do.
+const USER_NAMESPACES: &str = "ROOST_TEST_USER_NAMESPACES";
 
-/// Whether the test goes on in this process. If root started it, it was done by another one, and succeeded.
+/// Whether the test goes on in this process. If not, it was done by others, and succeeded: by an ordinary user, and by one
+/// who may make no user namespaces.
 fn is_unprivileged(test: &str) -> bool {
     if !harness::has_postgres() {
         return false;
     }
-    if !rustix::process::geteuid().is_root() {
+    if std::env::var_os(USER_NAMESPACES).is_some() {
         return true;
     }
     // The build's own directory may be closed to others.
     let place = tempfile::Builder::new().prefix("roost-unprivileged-").tempdir().unwrap();
     std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = place.path().join("test");
-    let child = {
-        // A copy that another test's fork still has open for writing cannot be executed.
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _turn = ONE_AT_A_TIME.lock().unwrap();
-        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-        let mut command = Command::new(program);
-        command.args(["--exact", test, "--nocapture"]).current_dir("/").uid(NOBODY).gid(NOBODY);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    let output = child.wait_with_output().unwrap();
-    println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}", output.status);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "the test was not found");
+    for user_namespaces in [true, false] {
+        let child = {
+            // A copy that another test's fork still has open for writing cannot be executed.
+            static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+            let _turn = ONE_AT_A_TIME.lock().unwrap();
+            std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+            let mut command = if user_namespaces { Command::new(&program) } else { barred(&program) };
+            command.args(["--exact", test, "--nocapture"]).current_dir("/");
+            command.env(USER_NAMESPACES, user_namespaces.to_string());
+            if rustix::process::geteuid().is_root() {
+                command.uid(SOMEBODY).gid(SOMEBODY);
+            }
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let output = child.wait_with_output().unwrap();
+        println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "user namespaces: {user_namespaces}: {}", output.status);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "the test was not found");
+    }
     false
+}
+
+/// A program in a user namespace whose limit of further ones is 0, where it keeps its user and has no privileges.
+fn barred(program: &Path) -> Command {
+    let own = rustix::process::geteuid();
+    let user = if own.is_root() { SOMEBODY } else { own.as_raw() };
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all -- \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", &format!("--map-user={user}"), &format!("--map-group={user}"), "--keep-caps"]);
+    command.args(["--", "sh", "-c", script, "sh"]).arg(program);
+    command
+}
+
+/// Whether the user who runs this test may make user namespaces.
+fn has_user_namespaces() -> bool {
+    std::env::var(USER_NAMESPACES).is_ok_and(|has| has == "true")
 }
 
 #[test]
@@ -60,8 +88,21 @@ async fn ended(exit: impl AsFd) {
 
 async fn stop(warden: &Warden, instance: &Instance) -> roost_warden::ExitReport {
     warden.shutdown(&instance.volume, ShutdownMode::Fast).await.unwrap();
+    released(warden, instance).await
+}
+
+/// Waits for an instance's end and takes it apart. Its exit may be seen here a moment before the warden sees it.
+async fn released(warden: &Warden, instance: &Instance) -> roost_warden::ExitReport {
     ended(&instance.exit).await;
-    warden.release(&instance.volume).await.unwrap()
+    let begun = std::time::Instant::now();
+    loop {
+        match warden.release(&instance.volume).await {
+            Err(WardenError::AlreadyRunning { .. }) if begun.elapsed() < Duration::from_secs(5) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            report => return report.unwrap(),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,6 +117,13 @@ async fn an_instance_on_a_plain_copy_starts_answers_and_stops_cleanly() {
     assert!(!capabilities.privileged);
     for finding in &capabilities.findings {
         println!("{}: {:?}: {}", finding.name, finding.standing, finding.detail);
+    }
+    let namespaces = capabilities.findings.iter().find(|finding| finding.name == "namespaces").unwrap();
+    if has_user_namespaces() {
+        assert_eq!(namespaces.standing, Standing::Enforced, "{}", namespaces.detail);
+    } else {
+        assert_eq!(namespaces.standing, Standing::Missing, "{}", namespaces.detail);
+        assert!(namespaces.detail.contains("user.max_user_namespaces"), "{}", namespaces.detail);
     }
     for number in [1, 2] {
         let instance = warden.start(spec(volume(number))).await.unwrap();
@@ -133,8 +181,7 @@ async fn a_frozen_instance_stands_still_and_goes_on_stops_or_is_killed() {
     let instance = warden.start(spec(volume(3))).await.unwrap();
     warden.freeze(&instance.volume).await.unwrap();
     warden.shutdown(&instance.volume, ShutdownMode::Kill).await.unwrap();
-    ended(&instance.exit).await;
-    let report = warden.release(&instance.volume).await.unwrap();
+    let report = released(warden, &instance).await;
     assert_eq!((report.clean, report.status), (false, Some(ExitStatus::Signal(9))));
     let instance = warden.start(spec(volume(3))).await.unwrap();
     assert!(stop(warden, &instance).await.clean);

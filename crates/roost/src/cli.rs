@@ -160,6 +160,9 @@ pub(crate) struct ListArgs {
     /// Deleted databases in place of live ones.
     #[arg(long)]
     pub(crate) deleted: bool,
+    /// At most so many, the oldest first.
+    #[arg(long, short = 'n', value_name = "COUNT")]
+    pub(crate) limit: Option<u64>,
 }
 
 const SETTINGS: &str = "\

@@ -4,6 +4,8 @@
 //! looks: on a terminal, and not with `NO_COLOR` or `--json`. A reader that went away (`roost list | head`) is not an
 //! error.
 
+mod pages;
+
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use roost_catalog::model::State;
 use serde::Serialize;
+
+pub(crate) use pages::Pages;
 
 /// How to speak to whoever started the command.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +101,7 @@ impl Terminal {
 
     /// One line of an answer.
     pub(crate) fn line(&self, text: impl AsRef<str>) -> Result<()> {
-        self.write(&format!("{}\n", text.as_ref()))
+        self.write(&format!("{}\n", text.as_ref())).map(drop)
     }
 
     /// An answer as JSON, readable.
@@ -111,7 +115,9 @@ impl Terminal {
             self.note(none);
             return Ok(());
         }
-        self.write(&render(headings, rows, self.colour))
+        let mut widths = Vec::new();
+        let text = render(&heading(headings), &mut widths, self.colour, rows);
+        self.write(&text).map(drop)
     }
 
     /// Names and values, one a line, the values aligned.
@@ -121,7 +127,7 @@ impl Terminal {
         for (name, value) in pairs {
             text.push_str(&format!("{name:width$}  {}\n", paint(value, self.colour)));
         }
-        self.write(&text)
+        self.write(&text).map(drop)
     }
 
     /// A remark for a person, to standard error; nothing with `--json`.
@@ -183,11 +189,13 @@ impl Terminal {
         if self.person { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
     }
 
-    fn write(&self, text: &str) -> Result<()> {
+    /// Writes to standard output. False when nobody reads it any more.
+    fn write(&self, text: &str) -> Result<bool> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => Ok(result?),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -216,17 +224,24 @@ fn paint(cell: &Cell, colours: bool) -> String {
     }
 }
 
-fn render(headings: &[&str], rows: &[Vec<Cell>], colours: bool) -> String {
-    let heading: Vec<Cell> = headings.iter().map(|text| Cell::coloured(*text, Colour::Dim)).collect();
-    let width = |column: usize| {
-        let cells = std::iter::once(&heading).chain(rows).filter_map(|row| row.get(column));
-        cells.map(|cell| cell.text.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+/// The first row of a table.
+fn heading(headings: &[&str]) -> Vec<Vec<Cell>> {
+    vec![headings.iter().map(|text| Cell::coloured(*text, Colour::Dim)).collect()]
+}
+
+/// Rows below a heading, with columns at least as wide as `widths`, which grow with them.
+fn render(heading: &[Vec<Cell>], widths: &mut Vec<usize>, colours: bool, rows: &[Vec<Cell>]) -> String {
+    let all = || heading.iter().chain(rows);
+    for row in all() {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.text.chars().count());
+        }
+    }
     let mut text = String::new();
-    for row in std::iter::once(&heading).chain(rows) {
+    for row in all() {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
+        for (cell, width) in row.iter().zip(&*widths) {
             line.push_str(&paint(cell, colours));
             line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.text.chars().count()) + 2));
         }
@@ -246,17 +261,16 @@ mod tests {
             vec!["shop".into(), state(State::Running), "1".into()],
             vec!["a".into(), state(State::Frozen), "22".into()],
         ];
-        assert_eq!(
-            render(&["NAME", "STATE", "N"], &rows, false),
-            "NAME  STATE    N\nshop  running  1\na     frozen   22\n"
-        );
-        let coloured = render(&["NAME", "STATE", "N"], &rows, true);
+        let render = |colours| render(&heading(&["NAME", "STATE", "N"]), &mut Vec::new(), colours, &rows);
+        assert_eq!(render(false), "NAME  STATE    N\nshop  running  1\na     frozen   22\n");
+        let coloured = render(true);
         assert!(coloured.contains("\x1b[32mrunning\x1b[0m  1"), "{coloured:?}");
     }
 
     #[test]
     fn width_is_counted_in_characters_and_not_in_bytes() {
         let rows = vec![vec!["é".into(), "x".into()], vec!["ab".into(), "y".into()]];
-        assert_eq!(render(&["A", "B"], &rows, false), "A   B\né   x\nab  y\n");
+        let text = render(&heading(&["A", "B"]), &mut Vec::new(), false, &rows);
+        assert_eq!(text, "A   B\né   x\nab  y\n");
     }
 }

@@ -49,14 +49,14 @@ pub struct Database {
     pub last_used_at: Option<String>,
     /// Sessions that are open now.
     pub sessions: u64,
-    /// Memory charged to it when last measured; null when it does not run.
+    /// Memory charged to it when last measured; null when it does not run, or nothing here measures it.
     pub memory_bytes: Option<u64>,
     /// What it is limited to and when it sleeps.
     pub settings: SettingsReport,
     /// When it was deleted; only deleted databases have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<String>,
-    /// From when on it can no longer be undeleted; only deleted databases have it.
+    /// When it can no longer be undeleted, at the earliest; only deleted databases have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purge_at: Option<String>,
     /// Wake times by the state they started from; only in answers about one database.

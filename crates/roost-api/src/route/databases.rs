@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use roost_catalog::id::{ConnectionId, DatabaseId};
 use roost_catalog::model::{self, Name, NewConnection, NewDatabase};
-use roost_catalog::{DatabaseFilter, MAX_HISTORY_PER_DATABASE, Page as CatalogPage, Subject};
+use roost_catalog::{DatabaseFilter, MAX_HISTORY_PER_DATABASE, Moment, Page as CatalogPage, Subject};
 use roost_lifecycle::ClosingReason;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -235,7 +235,7 @@ pub(super) async fn delete(
         context.database(&reference).await?
     };
     if database.deleted_at.is_none() {
-        context.catalog.delete_database(&database.id, SystemTime::now()).await?;
+        context.catalog.delete_database(&database.id, Moment::now()).await?;
     }
     // Whoever asks to delete wants an answer at once: what the stop does not finish in time goes on without us.
     let deadline = Instant::now() + context.config.stop_timeout;

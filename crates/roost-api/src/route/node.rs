@@ -1,7 +1,6 @@
 //! The node, and what its machine can do.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -21,8 +20,8 @@ pub(super) async fn show(State(context): State<Arc<Context>>) -> Result<Json<Dat
     let data = Node {
         version: config.version.to_owned(),
         pid: std::process::id(),
-        started_at: timestamp::format(context.started_at),
-        uptime_seconds: SystemTime::now().duration_since(context.started_at).unwrap_or_default().as_secs(),
+        started_at: timestamp::format(context.started_at.wall),
+        uptime_seconds: context.started_at.steady.elapsed().as_secs(),
         listen: config.listen.iter().map(ToString::to_string).collect(),
         http: config.http.map(|address| address.to_string()),
         data: config.data.display().to_string(),

@@ -2,6 +2,7 @@
 
 use crate::node::TestNode;
 use axum::http::StatusCode;
+use roost_catalog::Moment;
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -196,9 +197,10 @@ async fn only_expired_deletions_are_purged() {
     node.send("DELETE", "/v1/databases/shop", Value::Null).await;
     assert_eq!(node.api.purge_expired().await.unwrap(), 0);
     let id = node.get("/v1/databases?deleted=true").await.1["data"][0]["id"].as_str().unwrap().to_owned();
-    node.catalog.undelete_database(&id.parse().unwrap(), None).await.unwrap();
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 86_400);
-    node.catalog.delete_database(&id.parse().unwrap(), long_ago).await.unwrap();
+    let week = std::time::Duration::from_secs(7 * 86_400);
+    let now = Moment::now();
+    let in_a_week = Moment { wall: now.wall, steady: now.steady + week };
+    node.catalog.expired_deletions(in_a_week, week).await.unwrap();
     assert_eq!(node.api.purge_expired().await.unwrap(), 1);
     assert_eq!(node.get(&format!("/v1/databases/{id}")).await.0, StatusCode::NOT_FOUND);
 }

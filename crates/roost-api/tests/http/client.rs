@@ -39,19 +39,29 @@ async fn a_databases_life_through_the_client() {
     assert!(client.database("store").await.unwrap_err().is_not_found());
     client.undelete_database("store", &Default::default()).await.unwrap();
     client.delete_database("store", true).await.unwrap();
-    assert_eq!(client.databases(None, true).await.unwrap(), []);
+    assert_eq!(client.databases(None, true, None, 10).await.unwrap().data, []);
     assert_eq!(client.node().await.unwrap().version, "1.2.3");
     stop.send_replace(true);
     server.await.unwrap();
 }
 
 #[tokio::test]
-async fn the_client_reads_all_pages_of_a_list() {
+async fn the_client_reads_a_list_page_by_page() {
     let (node, client, _stop, _server) = served().await;
     let names: Vec<String> = (0..2_050).map(|number| format!("db{number}")).collect();
     node.send("POST", "/v1/databases:bulk", serde_json::json!({"names": names})).await;
-    let listed = client.databases(Some("default"), false).await.unwrap();
-    assert_eq!(listed.iter().map(|one| one.name.to_string()).collect::<Vec<_>>(), names);
+    let (mut listed, mut sizes, mut cursor) = (Vec::new(), Vec::new(), None);
+    loop {
+        let page = client.databases(Some("default"), false, cursor.as_deref(), 1_000).await.unwrap();
+        sizes.push(page.data.len());
+        listed.extend(page.data.iter().map(|one| one.name.to_string()));
+        cursor = page.pagination.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(sizes, [1_000, 1_000, 50]);
+    assert_eq!(listed, names);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use roost_catalog::id::{ConnectionId, DatabaseId};
 use roost_catalog::model::{NewDatabase, State, Transition};
 use roost_catalog::{Catalog, CatalogOptions};
 
-use crate::fixture::{at, new_connection, new_database};
+use crate::fixture::{at, moment, new_connection, new_database};
 
 /// Where the process that is to be killed finds its catalog.
 const PATH_VARIABLE: &str = "ROOST_CATALOG_CRASH_TEST";
@@ -48,7 +48,7 @@ async fn write_for_ever(catalog: Catalog) {
             reason: String::new(),
         });
         if id.suffix().starts_with(|first: char| first < 'i') {
-            catalog.delete_database(&id, at(1)).await.unwrap();
+            catalog.delete_database(&id, moment(1)).await.unwrap();
             acknowledge(&format!("deleted {id}"));
         }
     }

@@ -1,11 +1,12 @@
 //! A catalog in a directory of its own, and short ways to ask for rows.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use roost_catalog::id::{ConnectionId, DatabaseId};
 use roost_catalog::model::{Database, Name, NewConnection, NewDatabase, Settings};
-use roost_catalog::{Catalog, CatalogOptions, Page};
+use roost_catalog::{Catalog, CatalogOptions, Moment, Page};
 use tempfile::TempDir;
 
 /// Dropped after the catalog: the directory is the last field.
@@ -63,6 +64,12 @@ pub(crate) fn name(text: &str) -> Name {
 /// A moment that the file can hold exactly.
 pub(crate) fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+}
+
+/// A moment at which both clocks tell the same.
+pub(crate) fn moment(seconds: u64) -> Moment {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    Moment { wall: at(seconds), steady: *BEGIN + Duration::from_secs(seconds) }
 }
 
 pub(crate) fn new_database(text: &str) -> NewDatabase {

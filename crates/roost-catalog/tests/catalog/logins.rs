@@ -8,7 +8,7 @@ use roost_catalog::id::ConnectionId;
 use roost_catalog::model::{Name, RoleLogin};
 use roost_catalog::{CatalogError, Page, Subject};
 
-use crate::fixture::{Fixture, at, name, new_connection, page};
+use crate::fixture::{Fixture, at, moment, name, new_connection, page};
 
 #[tokio::test]
 async fn a_connection_logs_in_with_what_it_was_made_with() {
@@ -141,7 +141,7 @@ async fn no_route_is_older_than_an_acknowledged_deletion() {
         })
         .collect();
     for _ in 0..100 {
-        fixture.catalog.delete_database(&id, at(1)).await.unwrap();
+        fixture.catalog.delete_database(&id, moment(1)).await.unwrap();
         deleted.store(true, Ordering::SeqCst);
         tokio::task::yield_now().await;
         deleted.store(false, Ordering::SeqCst);

@@ -6,7 +6,7 @@ use roost_catalog::id::{DatabaseId, ProjectId};
 use roost_catalog::model::{IdleAfter, Name, NewDatabase, Settings, VolumeRecord, WalLevel};
 use roost_catalog::{CatalogError, DatabaseFilter, Page, SettingsPatch, Subject};
 
-use crate::fixture::{Fixture, at, name, new_connection, new_database, page};
+use crate::fixture::{Fixture, at, moment, name, new_connection, new_database, page};
 
 #[tokio::test]
 async fn a_database_is_found_by_its_id_and_by_its_name_after_a_restart() {
@@ -103,8 +103,8 @@ async fn pages_follow_each_other_without_gap_or_repetition_while_rows_come_and_g
     let filter = DatabaseFilter::default();
     let first = fixture.catalog.databases(filter, page(None, 10)).await.unwrap();
     assert!(first.has_more());
-    fixture.catalog.delete_database(&ids[3], at(1)).await.unwrap();
-    fixture.catalog.delete_database(&ids[12], at(1)).await.unwrap();
+    fixture.catalog.delete_database(&ids[3], moment(1)).await.unwrap();
+    fixture.catalog.delete_database(&ids[12], moment(1)).await.unwrap();
     let late = fixture.create("late").await.id;
     let second = fixture.catalog.databases(filter, page(first.next_cursor.clone(), 10)).await.unwrap();
     let third = fixture.catalog.databases(filter, page(second.next_cursor.clone(), 10)).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_listing_shows_one_project_or_all_and_live_or_deleted() {
     let new = NewDatabase { project: name("other"), ..new_database("c") };
     let c = fixture.catalog.create_database(new).await.unwrap().id;
     let d = fixture.create("d").await.id;
-    fixture.catalog.delete_database(&b, at(1)).await.unwrap();
+    fixture.catalog.delete_database(&b, moment(1)).await.unwrap();
     let default = fixture.catalog.project_by_name(&Name::default_project()).await.unwrap().unwrap().id;
     for (project, deleted, expected) in [
         (None, false, vec![a, c, d]),
@@ -213,7 +213,7 @@ async fn a_project_is_deleted_only_when_nothing_can_come_back_to_it() {
     let id = fixture.catalog.create_database(new).await.unwrap().id;
     let error = fixture.catalog.delete_project(&project.id).await.unwrap_err();
     assert!(matches!(error, CatalogError::ProjectNotEmpty { live: 1, deleted: 0 }), "{error}");
-    fixture.catalog.delete_database(&id, at(1)).await.unwrap();
+    fixture.catalog.delete_database(&id, moment(1)).await.unwrap();
     let error = fixture.catalog.delete_project(&project.id).await.unwrap_err();
     assert!(matches!(error, CatalogError::ProjectNotEmpty { live: 0, deleted: 1 }), "{error}");
     fixture.catalog.purge_database(&id).await.unwrap();

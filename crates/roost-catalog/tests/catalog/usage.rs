@@ -6,7 +6,7 @@ use roost_catalog::id::DatabaseId;
 use roost_catalog::model::{State, Transition, Usage, UsageDelta};
 use roost_catalog::{CatalogOptions, MAX_HISTORY_PER_DATABASE};
 
-use crate::fixture::{Fixture, at};
+use crate::fixture::{Fixture, at, moment};
 
 fn step(database: DatabaseId, from: State, to: State, took: u64) -> Transition {
     let took = Duration::from_millis(took);
@@ -46,6 +46,21 @@ async fn history_is_kept_latest_first_and_bounded_for_each_database() {
     assert_eq!(kept.last(), Some(&step(busy, State::Frozen, State::Running, 251)));
     assert_eq!(fixture.catalog.history(&busy, 3).await.unwrap(), kept[..3]);
     assert_eq!(fixture.catalog.history(&quiet, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_recorded_before_a_look_is_seen_by_it() {
+    let fixture = Fixture::with(CatalogOptions {
+        record_interval: Duration::from_secs(3_600),
+        ..CatalogOptions::default()
+    });
+    let id = fixture.create("shop").await.id;
+    fixture.catalog.record_transition(step(id, State::Stopped, State::Running, 1));
+    assert_eq!(fixture.catalog.history(&id, 10).await.unwrap().len(), 1);
+    fixture.catalog.record_transition(step(id, State::Frozen, State::Running, 2));
+    assert_eq!(fixture.catalog.wake_stats(&id).await.unwrap().len(), 2);
+    fixture.catalog.record_usage(delta(id));
+    assert_eq!(fixture.catalog.usage(&id).await.unwrap().sessions, 1);
 }
 
 #[tokio::test]
@@ -107,9 +122,9 @@ async fn a_counter_stays_at_its_largest_value() {
 async fn records_are_written_by_themselves_after_a_moment() {
     let fixture = Fixture::new();
     let id = fixture.create("shop").await.id;
-    fixture.catalog.record_usage(delta(id));
+    fixture.catalog.record_usage(UsageDelta { last_used_at: Some(at(9)), ..delta(id) });
     let started = Instant::now();
-    while fixture.catalog.usage(&id).await.unwrap().sessions == 0 {
+    while fixture.catalog.database(&id).await.unwrap().unwrap().last_used_at.is_none() {
         assert!(started.elapsed() < Duration::from_secs(10), "never written");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -147,7 +162,7 @@ async fn databases_with_old_transaction_ids_are_found_the_oldest_first() {
     }
     fixture.create("unknown").await;
     fixture.catalog.flush().await.unwrap();
-    fixture.catalog.delete_database(&ids[3], at(1)).await.unwrap();
+    fixture.catalog.delete_database(&ids[3], moment(1)).await.unwrap();
     let found = async |million: u64, limit: u32| {
         fixture.catalog.databases_of_xid_age(million * 1_000_000, limit).await.unwrap()
     };

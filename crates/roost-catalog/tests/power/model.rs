@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use roost_catalog::id::{ConnectionId, DatabaseId};
 use roost_catalog::model::{Name, NewConnection, NewDatabase, Settings, VolumeRecord};
-use roost_catalog::{Catalog, CatalogError, SettingsPatch};
+use roost_catalog::{Catalog, CatalogError, Moment, SettingsPatch};
 use roost_durable::simulated::Random;
 
 /// A moment that the file can hold exactly.
@@ -115,7 +115,10 @@ impl Change {
                 catalog.create_database(new).await.map(drop)
             }
             Self::Rename { name } => catalog.rename_database(&id, &name).await.map(drop),
-            Self::Delete => catalog.delete_database(&id, moment()).await.map(drop),
+            Self::Delete => {
+                let now = Moment { wall: moment(), steady: std::time::Instant::now() };
+                catalog.delete_database(&id, now).await.map(drop)
+            }
             Self::Undelete => catalog.undelete_database(&id, None).await.map(drop),
             Self::Set { memory_bytes } => {
                 let patch =

@@ -112,7 +112,8 @@ const ALLOWED: &[Allowed] = &[
     allowed("autovacuum", Kind::Bool),
     allowed("autovacuum_analyze_scale_factor", real(0.0, 100.0)),
     allowed("autovacuum_analyze_threshold", integer(0, i32::MAX as i64)),
-    allowed("autovacuum_freeze_max_age", integer(100_000, 2_000_000_000)),
+    // Below what Roost wakes a database for (`limits.xid_age`), or nothing would be vacuumed then.
+    allowed("autovacuum_freeze_max_age", integer(100_000, 1_000_000_000)),
     allowed("autovacuum_max_workers", integer(1, 4)),
     allowed("autovacuum_naptime", seconds(1, 2_147_483)),
     allowed("autovacuum_vacuum_cost_delay", or_minus_one(milliseconds(0, 100))),

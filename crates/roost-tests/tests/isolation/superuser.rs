@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use roost_tests::machine;
 use roost_tests::node::{Database, Node};
-use roost_tests::session::Session;
+use roost_tests::session::{Session, message, sqlstate};
 use tokio_postgres::Config;
 
 /// A session as Roost's own superuser, past the gateway. Keeps nothing awake: idle policies are off in these tests.
@@ -114,5 +114,25 @@ async fn a_superuser_reads_and_reaches_nothing_of_the_host() -> Result<()> {
     let _ = session.batch_execute(&shell).await;
     let _ = session.batch_execute("COPY heard FROM PROGRAM 'cat /etc/shadow'").await;
     ensure!(session.value::<i64>("SELECT count(*) FROM heard", &[]).await? == 0, "a shell command got out");
+    node.finish()
+}
+
+/// A sandbox has no shell. The client is told so, and nothing else comes of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superusers_shell_command_is_refused_with_its_name_and_harms_nothing() -> Result<()> {
+    let mut node = Node::new()?;
+    let database = node.create_with("shop", &["--set", "idle-freeze=never", "--set", "idle-stop=never"])?;
+    let bystander = Session::open(&database.url).await?;
+    let server: i32 = bystander.value("SELECT pg_backend_pid()", &[]).await?;
+    let session = open_as_superuser(&node, &database).await?;
+    session.batch_execute("CREATE TABLE heard (t text)").await?;
+    for statement in ["COPY (SELECT 1) TO PROGRAM 'id'", "COPY heard FROM PROGRAM 'id'"] {
+        let error = session.batch_execute(statement).await.err().context("a shell command ran")?;
+        ensure!(message(&error).contains("could not execute command \"id\""), "{error:?}");
+        ensure!(sqlstate(&error).len() == 5, "{error:?}");
+    }
+    assert_eq!(session.value::<i64>("SELECT count(*) FROM heard", &[]).await?, 0);
+    assert_eq!(bystander.value::<i32>("SELECT pg_backend_pid()", &[]).await?, server);
+    assert_eq!(node.wakes(&database.name)?, 1);
     node.finish()
 }

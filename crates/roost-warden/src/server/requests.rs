@@ -10,7 +10,7 @@ use roost_postgres::volume::VolumeId;
 use super::{Purpose, ReplyTo, Server, TemplateWaiter};
 use crate::failure::{Step, system};
 use crate::findings::{kernel_setting, memory_information};
-use crate::job::Work;
+use crate::job::{Lane, Work};
 use crate::protocol::{
     Answer, Capabilities, Command, INSTANCES_PAGE, InstalledVersion, ShutdownMode, WardenError,
 };
@@ -55,7 +55,7 @@ impl Server {
                 self.reply(to, Ok(Answer::Done));
             }
             command => match disk_work(&command, descriptors.into_iter().next()) {
-                Ok(work) => self.jobs.push(Purpose::Reply(to), work),
+                Ok((lane, work)) => self.jobs.push(lane, Purpose::Reply(to), work),
                 Err(error) => self.reply(to, Err(error)),
             },
         }
@@ -127,7 +127,7 @@ impl Server {
             let after = workshop.isolation.usage(&footprint).memory_bytes;
             Ok(Answer::Reclaimed { bytes: before.saturating_sub(after) })
         });
-        self.jobs.push(Purpose::Reply(to), work);
+        self.jobs.push(Lane::Steps, Purpose::Reply(to), work);
     }
 
     fn shut_down(&mut self, volume: VolumeId, mode: ShutdownMode) -> Result<(), WardenError> {
@@ -173,38 +173,42 @@ impl Server {
 }
 
 /// The work of a request that only concerns a volume's files.
-fn disk_work(command: &Command, descriptor: Option<OwnedFd>) -> Result<Work, WardenError> {
+fn disk_work(command: &Command, descriptor: Option<OwnedFd>) -> Result<(Lane, Work), WardenError> {
     let needed = |descriptor: Option<OwnedFd>| {
         descriptor.ok_or_else(|| WardenError::InvalidRequest {
             detail: "a descriptor must come with it".to_owned(),
         })
     };
-    Ok(match *command {
-        Command::VolumeBytes { volume } => Box::new(move |workshop| {
+    let looks = |work: Work| Ok((Lane::Looks, work));
+    let moves = |work: Work| Ok((Lane::Moves, work));
+    match *command {
+        Command::VolumeBytes { volume } => looks(Box::new(move |workshop| {
             let bytes =
                 workshop.volumes.bytes(volume).map_err(|error| system("measure the volume", &error))?;
             Ok(Answer::Bytes(bytes))
-        }),
+        })),
         Command::InspectVolume { volume } => {
-            Box::new(move |workshop| Ok(Answer::Volume(Box::new(workshop.volumes.inspect(volume)))))
+            looks(Box::new(move |workshop| Ok(Answer::Volume(Box::new(workshop.volumes.inspect(volume))))))
         }
         Command::DeleteVolume { volume } => {
-            Box::new(move |workshop| workshop.volumes.delete(volume).map(|()| Answer::Done))
+            moves(Box::new(move |workshop| workshop.volumes.delete(volume).map(|()| Answer::Done)))
         }
-        Command::CopyVolume { from, to, system_identifier } => Box::new(move |workshop| {
+        Command::CopyVolume { from, to, system_identifier } => moves(Box::new(move |workshop| {
             transfer::copy(workshop, from, to, system_identifier).map(|()| Answer::Done)
-        }),
+        })),
         Command::Export { volume } => {
             let stream = needed(descriptor)?;
-            Box::new(move |workshop| transfer::export(workshop, volume, stream.as_fd()).map(Answer::Bytes))
+            moves(Box::new(move |workshop| {
+                transfer::export(workshop, volume, stream.as_fd()).map(Answer::Bytes)
+            }))
         }
         Command::Import { volume, major, system_identifier } => {
             let stream = needed(descriptor)?;
-            Box::new(move |workshop| {
+            moves(Box::new(move |workshop| {
                 transfer::import(workshop, volume, major, system_identifier, stream.as_fd())
                     .map(Answer::Bytes)
-            })
+            }))
         }
-        _ => return Err(WardenError::InvalidRequest { detail: "not a request about files".to_owned() }),
-    })
+        _ => Err(WardenError::InvalidRequest { detail: "not a request about files".to_owned() }),
+    }
 }

@@ -95,7 +95,7 @@ impl Server {
             }
             Ok(Answer::Template(name))
         });
-        self.jobs.push(Purpose::Template(major), work);
+        self.jobs.push(job::Lane::Steps, Purpose::Template(major), work);
     }
 
     pub(super) fn launch(&mut self, to: ReplyTo, spec: &StartSpec, arrived: Instant) {

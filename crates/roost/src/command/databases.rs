@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use roost_api::client::{Client, Step};
+use roost_api::envelope::MAX_PAGE;
 use roost_api::resource::{Database, UndeleteDatabase, UpdateDatabase};
 use roost_api::timestamp;
 use roost_api::units::{about_duration, about_size};
@@ -9,43 +10,56 @@ use serde_json::{Value, json};
 
 use super::{name, settings, shown};
 use crate::cli::{DeleteArgs, ListArgs, RenameArgs, SetArgs, UndeleteArgs};
-use crate::terminal::{self, Cell, Terminal};
+use crate::terminal::{self, Cell, Pages, Terminal};
 
+/// Writes each page as it comes: a node may have a million databases.
 pub(super) async fn list(client: &Client, terminal: &Terminal, arguments: &ListArgs) -> Result<()> {
-    let databases = client.databases(arguments.project.as_deref(), arguments.deleted).await?;
-    if terminal.json {
-        let list: Vec<Value> = databases.iter().map(listed).collect::<Result<_>>()?;
-        return terminal.json(&list);
+    let (headings, none): (&[&str], _) = if arguments.deleted {
+        (&["NAME", "ID", "DELETED", "UNTIL"], "No deleted databases.")
+    } else {
+        let headings = &["NAME", "STATE", "VERSION", "SIZE", "LAST USED", "SESSIONS"];
+        (headings, "No databases. `roost create NAME` makes one.")
+    };
+    let mut pages = Pages::begin(terminal, headings);
+    let mut left = arguments.limit.unwrap_or(u64::MAX);
+    let mut cursor = None;
+    while left > 0 {
+        let limit = u32::try_from(left).unwrap_or(MAX_PAGE).min(MAX_PAGE);
+        let project = arguments.project.as_deref();
+        let page = client.databases(project, arguments.deleted, cursor.as_deref(), limit).await?;
+        left = left.saturating_sub(page.data.len() as u64);
+        let reads_on = if terminal.json {
+            pages.values(&page.data.iter().map(listed).collect::<Result<Vec<_>>>()?)?
+        } else {
+            let row = if arguments.deleted { deleted_row } else { live_row };
+            pages.rows(&page.data.iter().map(row).collect::<Vec<_>>())?
+        };
+        cursor = page.pagination.next_cursor;
+        if cursor.is_none() || !reads_on {
+            break;
+        }
     }
-    if arguments.deleted {
-        let rows: Vec<Vec<Cell>> = databases
-            .iter()
-            .map(|database| {
-                vec![
-                    full_name(database).into(),
-                    database.id.to_string().into(),
-                    ago(database.deleted_at.as_deref()).into(),
-                    database.purge_at.clone().unwrap_or_default().into(),
-                ]
-            })
-            .collect();
-        return terminal.table(&["NAME", "ID", "DELETED", "UNTIL"], &rows, "No deleted databases.");
-    }
-    let rows: Vec<Vec<Cell>> = databases
-        .iter()
-        .map(|database| {
-            vec![
-                full_name(database).into(),
-                terminal::state(database.state),
-                database.version.clone().into(),
-                database.size_bytes.map_or("-".to_owned(), about_size).into(),
-                ago(database.last_used_at.as_deref()).into(),
-                database.sessions.to_string().into(),
-            ]
-        })
-        .collect();
-    let headings = ["NAME", "STATE", "VERSION", "SIZE", "LAST USED", "SESSIONS"];
-    terminal.table(&headings, &rows, "No databases. `roost create NAME` makes one.")
+    pages.end(none)
+}
+
+fn live_row(database: &Database) -> Vec<Cell> {
+    vec![
+        full_name(database).into(),
+        terminal::state(database.state),
+        database.version.clone().into(),
+        database.size_bytes.map_or("-".to_owned(), about_size).into(),
+        ago(database.last_used_at.as_deref()).into(),
+        database.sessions.to_string().into(),
+    ]
+}
+
+fn deleted_row(database: &Database) -> Vec<Cell> {
+    vec![
+        full_name(database).into(),
+        database.id.to_string().into(),
+        ago(database.deleted_at.as_deref()).into(),
+        database.purge_at.clone().unwrap_or_default().into(),
+    ]
 }
 
 /// A database of a list: without its connections, which `roost show` and `roost connections` tell.

@@ -98,7 +98,13 @@ pub(crate) const KEYS: &[Key] = &[
         "User (a name or a uid) that the node runs as when the warden is root; auto is the user `roost` if there is \
          one, else a fixed uid that nothing else uses.",
     ),
-    key("purge_after", Kind::Text, r#""7d""#, "How long a deleted database can be undeleted."),
+    key(
+        "purge_after",
+        Kind::Text,
+        r#""7d""#,
+        "How long a deleted database can be undeleted. It is counted while the node runs; each time that it does not \
+         counts a day at most, so that a clock that jumps deletes nothing.",
+    ),
     key(
         "gateway.workers",
         Kind::IntegerOrAuto,
@@ -223,6 +229,14 @@ pub(crate) const KEYS: &[Key] = &[
         r#""2GiB""#,
         "Free space that is kept on the data's file system (at least 5 % of it): below it, growing databases become \
          read-only.",
+    ),
+    key(
+        "limits.xid_age",
+        Kind::Integer,
+        "1500000000",
+        "Age of a database's oldest transaction id, in transactions, at which Roost wakes it by itself to have it \
+         vacuumed: 400 million (twice what Postgres lets them grow to by itself) to 2000 million (shortly after which \
+         Postgres takes no more writes).",
     ),
     key("limits.max_sessions", Kind::Integer, "10000", "Client connections at the same moment."),
     key(

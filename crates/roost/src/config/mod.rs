@@ -26,6 +26,9 @@ use roost_postgres::module::{MAX_MODULES, ModuleName};
 use roost_postgres::settings::MIN_MEMORY_BYTES;
 use roost_postgres::{NEWEST_MAJOR, OLDEST_MAJOR};
 
+/// What `limits.xid_age` can be. Autovacuum begins at 200 million, so vacuuming brings an age below that and no further.
+const XID_AGES: std::ops::RangeInclusive<u64> = 400_000_000..=2_000_000_000;
+
 /// A node's whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,6 +106,7 @@ pub(crate) struct Limits {
     pub(crate) stop_deadline: Span,
     pub(crate) maintenance_budget: Span,
     pub(crate) storage_reserve: Size,
+    pub(crate) xid_age: u64,
     pub(crate) max_sessions: usize,
     pub(crate) unauthenticated_per_address: u32,
     pub(crate) failed_logins_per_address: Rate,
@@ -179,6 +183,10 @@ impl Config {
         }
         if !(10..=10_000).contains(&self.defaults.max_connections) {
             bail!("defaults.max_connections is {}, but must be 10 to 10000", self.defaults.max_connections);
+        }
+        if !XID_AGES.contains(&self.limits.xid_age) {
+            let (least, most) = XID_AGES.into_inner();
+            bail!("limits.xid_age is {}, but must be {least} to {most}", self.limits.xid_age);
         }
         let majors = OLDEST_MAJOR..=NEWEST_MAJOR;
         if self.postgres.default_major.value().is_some_and(|major| !majors.contains(&major)) {

@@ -100,6 +100,8 @@ fn a_value_out_of_bounds_is_refused_with_the_bound() {
         ("[defaults]\nmemory = '1MiB'", "64MiB"),
         ("[defaults]\nmax_connections = 5", "10 to 10000"),
         ("[limits]\nmax_sessions = 0", "at least 1"),
+        ("[limits]\nxid_age = 399999999", "400000000 to 2000000000"),
+        ("[limits]\nxid_age = 2000000001", "400000000 to 2000000000"),
         ("[gateway]\nconnect_deadline = '1ms'", "100ms"),
         ("[tls]\ncertificate = 'x.pem'", "tls.key"),
         ("[postgres]\ndefault_major = 9", "14 to 18"),

@@ -14,6 +14,8 @@ use crate::config::{self, Auto, Config};
 
 /// The port of Postgres clients unless told.
 const PORT: u16 = 7432;
+/// What the node has open apart from sessions: the catalog, listeners, the warden's socket, a descriptor a running database.
+const OWN_DESCRIPTORS: u64 = 1_024;
 /// The directory of certificates in the data directory.
 const TLS: &str = "tls";
 
@@ -38,6 +40,7 @@ pub(super) fn lifecycle(config: &Config) -> Result<LifecycleConfig> {
         maintenance_budget: limits.maintenance_budget.0,
         memory_budget_bytes,
         storage_reserve_bytes: limits.storage_reserve.0,
+        xid_age_limit: limits.xid_age,
         ..LifecycleConfig::default()
     })
 }
@@ -125,17 +128,7 @@ fn keep_port(address: &mut SocketAddr, before: SocketAddr) {
 
 /// The API's part.
 pub(super) fn api(config: &Config, listen: &[SocketAddr], http: Option<SocketAddr>) -> ApiConfig {
-    let tls = match &config.tls.certificate {
-        Some(path) => format!("the certificate {} is used", path.display()),
-        None => "the certificate signs itself: clients cannot check it (set tls.certificate and tls.key)"
-            .to_owned(),
-    };
-    let verdict =
-        if config.tls.certificate.is_some() || listen.iter().all(|address| address.ip().is_loopback()) {
-            Verdict::Good
-        } else {
-            Verdict::Weak
-        };
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     ApiConfig {
         version: env!("CARGO_PKG_VERSION"),
         host: config.host.clone().unwrap_or_else(|| host(listen)),
@@ -147,7 +140,40 @@ pub(super) fn api(config: &Config, listen: &[SocketAddr], http: Option<SocketAdd
         purge_after: config.purge_after.0,
         wake_timeout: config.limits.start_deadline.0,
         stop_timeout: config.limits.stop_deadline.0,
-        checks: vec![Check { subject: "tls".to_owned(), verdict, detail: tls, hint: None }, relay()],
+        checks: vec![
+            certificate_check(config, listen),
+            descriptor_check(descriptors.unwrap_or(u64::MAX), config.limits.max_sessions),
+            relay_check(),
+        ],
+    }
+}
+
+fn certificate_check(config: &Config, listen: &[SocketAddr]) -> Check {
+    let detail = match &config.tls.certificate {
+        Some(path) => format!("the certificate {} is used", path.display()),
+        None => "the certificate signs itself: clients cannot check it (set tls.certificate and tls.key)"
+            .to_owned(),
+    };
+    let is_good = config.tls.certificate.is_some() || listen.iter().all(|address| address.ip().is_loopback());
+    let verdict = if is_good { Verdict::Good } else { Verdict::Weak };
+    Check { subject: "tls".to_owned(), verdict, detail, hint: None }
+}
+
+/// A session has its client's descriptor and its server's. The warden has raised the limit as far as it may.
+fn descriptor_check(limit: u64, max_sessions: usize) -> Check {
+    let needed = (max_sessions as u64).saturating_mul(2).saturating_add(OWN_DESCRIPTORS);
+    let enough = limit >= needed;
+    Check {
+        subject: "descriptors".to_owned(),
+        verdict: if enough { Verdict::Good } else { Verdict::Weak },
+        detail: format!(
+            "the node may have {limit} open; {max_sessions} sessions (limits.max_sessions) need {needed}"
+        ),
+        hint: (!enough).then(|| {
+            "Raise the hard limit of open files for `roost up` (LimitNOFILE in systemd), or lower \
+             limits.max_sessions."
+                .to_owned()
+        }),
     }
 }
 
@@ -162,7 +188,7 @@ fn host(listen: &[SocketAddr]) -> String {
 }
 
 /// What the kernel does for the relay.
-fn relay() -> Check {
+fn relay_check() -> Check {
     let (verdict, detail, hint) = if batch::is_available() {
         (Verdict::Good, "sends of one round are made together, by io_uring", None)
     } else {
@@ -194,6 +220,16 @@ mod tests {
         assert_eq!(host(&["127.0.0.1:1"]), "127.0.0.1");
         assert_eq!(host(&["[::1]:1"]), "::1");
         assert_eq!(host(&["10.1.2.3:1", "127.0.0.1:1"]), "10.1.2.3");
+    }
+
+    #[test]
+    fn too_few_descriptors_for_the_sessions_are_told_with_what_to_do() {
+        let check = descriptor_check(1_048_576, 10_000);
+        assert_eq!((check.verdict, check.hint), (Verdict::Good, None));
+        let check = descriptor_check(4_096, 10_000);
+        assert_eq!(check.verdict, Verdict::Weak);
+        assert!(check.detail.contains("4096") && check.detail.contains("21024"), "{}", check.detail);
+        assert!(check.hint.is_some_and(|hint| hint.contains("LimitNOFILE")));
     }
 
     #[test]
