@@ -366,9 +366,7 @@ impl Node {
         left.extend(
             traces::mounts(&self.folder, &self.data).iter().map(|path| format!("mount {}", path.display())),
         );
-        for id in &ids {
-            left.extend(machine::cgroups_with(id).iter().map(|path| format!("cgroup {}", path.display())));
-        }
+        left.extend(machine::cgroups_of(&ids).iter().map(|path| format!("cgroup {}", path.display())));
         left
     }
 
