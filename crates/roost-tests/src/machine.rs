@@ -161,8 +161,8 @@ pub fn mounts_with(text: &str) -> Vec<PathBuf> {
     points
 }
 
-/// cgroup folders whose path mentions `text`, innermost first.
-pub fn cgroups_with(text: &str) -> Vec<PathBuf> {
+/// cgroup folders that one of the databases with these ids gave its name, innermost first.
+pub fn cgroups_of(ids: &[String]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut waiting = vec![PathBuf::from("/sys/fs/cgroup")];
     while let Some(folder) = waiting.pop() {
@@ -171,12 +171,8 @@ pub fn cgroups_with(text: &str) -> Vec<PathBuf> {
                 continue;
             }
             let path = entry.path();
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .windows(text.len().max(1))
-                .any(|part| part == text.as_bytes())
-            {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if ids.iter().any(|id| name.contains(id.as_str())) {
                 found.push(path.clone());
             }
             waiting.push(path);

@@ -59,7 +59,7 @@ pub(crate) fn mounts(folder: &Path, data: &Path) -> Vec<PathBuf> {
 pub(crate) fn clean_up(folder: &Path, data: &Path, ids: &[String]) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        let cgroups: Vec<PathBuf> = ids.iter().flat_map(|id| machine::cgroups_with(id)).collect();
+        let cgroups = machine::cgroups_of(ids);
         for cgroup in &cgroups {
             // Which of these files exists depends on the cgroup version; a frozen process cannot be killed in v1.
             let _ = fs::write(cgroup.join("freezer.state"), "THAWED");

@@ -82,7 +82,7 @@ async fn freezing_and_stopping_by_hand_keep_sessions_and_rows() -> Result<()> {
     node.cli(&["stop", "shop"])?;
     assert_eq!(node.state("shop")?, "stopped");
     assert_eq!(node.instance_processes(&shop), []);
-    assert_eq!(machine::cgroups_with(&shop.id), Vec::<std::path::PathBuf>::new());
+    assert_eq!(machine::cgroups_of(std::slice::from_ref(&shop.id)), Vec::<std::path::PathBuf>::new());
     node.cli(&["wake", "shop"])?;
     assert_eq!(node.state("shop")?, "running");
     let session = Session::open(&shop.url).await?;
