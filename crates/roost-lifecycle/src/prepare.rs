@@ -47,7 +47,9 @@ impl Lifecycle {
     pub(crate) async fn read_roles(&self, entry: &Entry, run: &Run) {
         let read = async {
             let control = Control::connect(&run.socket_dir, Instant::now() + CONTROL_DEADLINE).await?;
-            Ok::<_, roost_postgres::control::SessionError>((control.roles().await?, control.xid_age().await?))
+            let found = (control.roles().await?, control.xid_age().await?);
+            control.close().await;
+            Ok::<_, roost_postgres::control::SessionError>(found)
         };
         match tokio::time::timeout(CONTROL_DEADLINE, read).await {
             Ok(Ok((roles, xid_age))) => {

@@ -92,6 +92,12 @@ impl Control {
         Ok(Self { session: Session::open(socket_dir, &identity, deadline).await? })
     }
 
+    /// Ends the connection, and waits a moment for the server to have ended its side. Who puts an instance to sleep does
+    /// not want to have a session's process frozen while it exits.
+    pub async fn close(self) {
+        self.session.close().await;
+    }
+
     /// Whether the connection has ended, because the instance did or the session was ended.
     pub fn is_closed(&self) -> bool {
         self.session.is_closed()

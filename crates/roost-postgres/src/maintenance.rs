@@ -99,7 +99,9 @@ impl Pass<'_> {
     /// The databases to look into. Only their names are read as superuser, in Roost's own database.
     async fn databases(&self) -> Result<Vec<DatabaseRow>, SessionError> {
         let control = Control::connect(self.socket_dir, self.deadline).await?;
-        let mut databases = control.databases().await?;
+        let databases = control.databases().await;
+        control.close().await;
+        let mut databases = databases?;
         databases.retain(|database| database.allows_connections && database.owner != CONTROL_ROLE);
         Ok(databases)
     }
@@ -122,7 +124,13 @@ impl Pass<'_> {
             Err(error) => return self.report.problem(name, error),
         };
         self.report.databases += 1;
-        let tables = match due::tables(&session, self.remaining()).await {
+        self.tables(name, &session).await;
+        session.close().await;
+    }
+
+    /// Does what is due in one database.
+    async fn tables(&mut self, name: &str, session: &Session) {
+        let tables = match due::tables(session, self.remaining()).await {
             Ok(tables) => tables,
             Err(error) => return self.report.problem(name, error),
         };
@@ -133,7 +141,7 @@ impl Pass<'_> {
             if self.is_over() || session.is_closed() {
                 return;
             }
-            match self.table(&session, table, work).await {
+            match self.table(session, table, work).await {
                 Ok(()) if work == Work::Analyze => self.report.analyzed += 1,
                 Ok(()) => self.report.vacuumed += 1,
                 Err(error) if is_cancelled(&error) => {

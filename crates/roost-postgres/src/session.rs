@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::error::SqlState;
@@ -23,6 +23,9 @@ use crate::SOCKET_PORT;
 
 /// What a server may send in answer to one query, in bytes.
 const MAX_REPLY_BYTES: u64 = 32 << 20;
+
+/// How long the server's side of a session that was ended is waited for.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The pauses between attempts to connect grow from this
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -83,6 +86,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
 pub(crate) struct Session {
     client: Client,
     allowance: Arc<AtomicU64>,
+    /// The same socket once more, to see its end on.
+    socket: UnixStream,
 }
 
 /// Whom a session is, where, and with which settings. Settings given at the start of a session outrank those that a
@@ -126,6 +131,7 @@ impl Session {
             Err(error) if is_not_there_yet(&error) => return Err(Attempt::Later(error.to_string())),
             Err(error) => return Err(refused(error.to_string(), None)),
         };
+        let (stream, socket) = twice(stream).map_err(|error| refused(error.to_string(), None))?;
         let allowance = Arc::new(AtomicU64::new(MAX_REPLY_BYTES));
         let stream = Allotted { stream, allowance: Arc::clone(&allowance) };
         let options: Vec<String> =
@@ -141,7 +147,7 @@ impl Session {
             Ok((client, connection)) => {
                 // It ends when the client is dropped or the server closes; the client is told of errors.
                 tokio::spawn(connection);
-                Ok(Self { client, allowance })
+                Ok(Self { client, allowance, socket })
             }
             Err(error) if error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => {
                 Err(Attempt::Later(describe(&error)))
@@ -169,10 +175,33 @@ impl Session {
         Ok(answer.map_err(|_| SessionError::Unanswered(within))??)
     }
 
+    /// Ends the session, and waits a moment until its process has closed the socket, which it does when it exits.
+    pub(crate) async fn close(self) {
+        drop(self.client);
+        let ended = async {
+            while let Ok(ready) = self.socket.ready(Interest::READABLE).await {
+                if ready.is_read_closed() {
+                    return;
+                }
+                // What there is to read is not for this handle: it is forgotten, and whatever happens next is waited for.
+                let unread = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                let _ = self.socket.try_io(Interest::READABLE, unread);
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
+    }
+
     /// Whether the connection has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
+}
+
+/// A second handle of a connection.
+fn twice(stream: UnixStream) -> io::Result<(UnixStream, UnixStream)> {
+    let stream = stream.into_std()?;
+    let second = UnixStream::from_std(stream.try_clone()?)?;
+    Ok((UnixStream::from_std(stream)?, second))
 }
 
 enum Attempt {

@@ -174,3 +174,20 @@ async fn the_tenants_settings_and_objects_do_not_reach_roosts_queries() {
         server.stop();
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_was_closed_has_left_no_process() {
+    let installation = support::installations().remove(0);
+    let cluster = Cluster::new(&installation);
+    let server = cluster.start();
+    let owner = server.owner().await;
+    for round in 0..20 {
+        let control = Control::connect(&cluster.socket(), soon()).await.unwrap();
+        control.roles().await.unwrap();
+        control.close().await;
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = '_roost'";
+        let left: i64 = owner.query_one(left, &[]).await.unwrap().get(0);
+        assert_eq!(left, 0, "round {round}");
+    }
+    server.stop();
+}

@@ -10,6 +10,10 @@ use roost_postgres::volume::VolumeId;
 use super::{SUBTREE_WEIGHT, bandwidth, create_directory, is_gone, mounts, read_key, read_list, read_number};
 use crate::protocol::{InstanceUsage, Limits};
 
+/// How often memory is pushed out in a row at most, and what may be left then.
+const RECLAIM_PASSES: usize = 4;
+const RECLAIM_ENOUGH_BYTES: u64 = 128 << 10;
+
 /// The directory that instances' groups are in, in one hierarchy.
 #[derive(Debug, Clone)]
 pub(super) struct Subtree {
@@ -99,10 +103,20 @@ impl Group {
     }
 
     pub(super) fn reclaim(&self) -> io::Result<()> {
-        match fs::write(self.path.join("memory.force_empty"), "0") {
-            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
-            result => result,
+        let stat = self.path.join("memory.stat");
+        let resident = || ["rss", "cache"].iter().filter_map(|key| read_key(&stat, key)).sum::<u64>();
+        // Pages that were touched of late are spared once, and the kernel gives up early.
+        for _ in 0..RECLAIM_PASSES {
+            match fs::write(self.path.join("memory.force_empty"), "0") {
+                Err(error) if is_gone(&error) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error),
+                _ => {}
+            }
+            if resident() <= RECLAIM_ENOUGH_BYTES {
+                break;
+            }
         }
+        Ok(())
     }
 
     pub(super) fn add_usage(&self, usage: &mut InstanceUsage) {
