@@ -11,6 +11,7 @@ use roost_catalog::{Catalog, CatalogError};
 use roost_pool::{CancelMap, batch};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::config::{GatewayConfig, ListenerConfig};
@@ -95,7 +96,8 @@ impl<L: Ladder> Gateway<L> {
         self.listeners.iter().map(|(_, config)| config.address).collect()
     }
 
-    /// Starts serving, on threads of its own.
+    /// Starts serving, on threads of its own. To be called on a runtime, which does what is to be done at intervals: a
+    /// worker without timers waits for its sockets alone, which costs it less each time.
     ///
     /// # Errors
     ///
@@ -119,10 +121,11 @@ impl<L: Ladder> Gateway<L> {
                     alive.clone(),
                 ));
             }
-            first.spawn(self.door.identities.clone().follow(self.door.config.certificate_interval));
-            first.spawn(self.door.ledger.clone().keep(self.door.config.usage_interval));
         }
-        Ok(Serving { door: self.door, workers, ended, addresses })
+        let mut chores = JoinSet::new();
+        chores.spawn(self.door.identities.clone().follow(self.door.config.certificate_interval));
+        chores.spawn(self.door.ledger.clone().keep(self.door.config.usage_interval));
+        Ok(Serving { door: self.door, workers, ended, addresses, _chores: chores })
     }
 }
 
@@ -148,6 +151,8 @@ pub struct Serving<L> {
     workers: Vec<Worker>,
     ended: mpsc::Receiver<()>,
     addresses: Vec<SocketAddr>,
+    /// What is done at intervals, until this is dropped.
+    _chores: JoinSet<()>,
 }
 
 impl<L: Ladder> Serving<L> {
