@@ -110,11 +110,16 @@ pub fn remove<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
 /// Makes a directory whose parent exists, durably. One that exists is no error, but its name is synced all the same:
 /// whoever made it may have been cut short.
 pub fn create_dir<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
-    match disk.create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    ensure_dir(disk, path)?;
     disk.sync_dir(&parent(path)?)
+}
+
+/// Makes a directory whose parent exists, unless it is there. Its name is not durable before its parent is synced.
+pub fn ensure_dir<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
+    match disk.create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn parent(path: &Path) -> io::Result<PathBuf> {

@@ -14,7 +14,8 @@ thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer of [`BUFFER_BYTES`] on loan, or bytes of the session's own. A loan's content is what the last borrower left: read only what you wrote.
+/// A buffer of [`BUFFER_BYTES`] on loan, or bytes of the session's own. A loan's content is what the last borrower left:
+/// read only what you wrote.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: Box<[u8]>,

@@ -74,13 +74,8 @@ impl Volumes {
         for directory in
             [self.layout.shard(&volume), self.layout.database(&volume), self.layout.volume(&volume)]
         {
-            match RealDisk.create_dir(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(refused("make the volume's directory", &error));
-                }
-                // Their names become durable before the manifest does.
-                _ => {}
-            }
+            // Their names become durable before the manifest does.
+            roost_durable::ensure_dir(&RealDisk, &directory).step("make the volume's directory")?;
         }
         self.lock_existing(volume)
     }

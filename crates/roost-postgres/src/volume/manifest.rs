@@ -289,15 +289,9 @@ mod tests {
         }
         let files = volume.join("upper");
         let fill = || {
-            match disk.create_dir(volume) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            roost_durable::ensure_dir(disk, volume)?;
             roost_durable::remove(disk, &volume.join(FILE_NAME))?;
-            match disk.create_dir(&files) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            roost_durable::ensure_dir(disk, &files)?;
             let mut file = disk.create(&files.join("pg_control"))?;
             disk.write(&mut file, &[7; 8_192])?;
             disk.sync(&file)?;
