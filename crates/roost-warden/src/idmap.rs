@@ -7,28 +7,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::sys::{self, Forked};
+use crate::sys;
 
 /// A namespace that maps the user and group `on_disk` to `shown`, and root to root.
 pub(crate) fn namespace(on_disk: u32, shown: u32) -> io::Result<OwnedFd> {
-    // A namespace needs a process to be born in. This one waits until its map is written and its namespace is held,
-    // and sees the pipe close.
-    let (hold, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let (pid, _pidfd) = match sys::fork(libc::CLONE_NEWUSER, None)? {
-        Forked::Child => {
-            drop(release);
-            let _ = rustix::io::read(&hold, &mut [0_u8; 1]);
-            sys::exit_now(0)
-        }
-        Forked::Parent(pid, pidfd) => (pid, pidfd),
-    };
     let map = format!("0 0 1\n{on_disk} {shown} 1\n");
-    let namespace = fs::write(format!("/proc/{pid}/uid_map"), &map)
-        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), &map))
-        .and_then(|()| File::open(format!("/proc/{pid}/ns/user")));
-    drop(release);
-    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
-    }
-    Ok(namespace?.into())
+    // It needs a process to be born in, until its map is written and a descriptor holds it.
+    let namespace = sys::with_user_namespace(|pid| {
+        fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+        fs::write(format!("/proc/{pid}/gid_map"), &map)?;
+        File::open(format!("/proc/{pid}/ns/user"))
+    })??;
+    Ok(namespace.into())
 }

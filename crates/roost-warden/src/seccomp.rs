@@ -4,7 +4,12 @@
 //! finds a kernel without that feature. Arguments are looked at where the call itself is needed but some of its forms
 //! are not: sockets are local streams only, and nothing new is connected to, because an instance only ever answers.
 //!
-//! The filter is compiled once and applied by each instance as the last thing before it executes Postgres.
+//! The filter is compiled once and applied by each instance as the last thing before it executes Postgres. When it is
+//! applied, the kernel runs it for every number there is, to remember what is always allowed. So calls that need no look
+//! at their arguments are found by a search tree (`tree`), and only the others by the library's list of rules behind it,
+//! which would take longer than all mounts of an instance if it held everything.
+
+mod tree;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,35 +21,30 @@ use seccompiler::{
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// The compiled filters of one flavour of instance, in the order in which they are applied.
+/// The compiled filter of one flavour of instance.
 #[derive(Debug, Clone)]
-pub(crate) struct Filter(Vec<BpfProgram>);
+pub(crate) struct Filter(BpfProgram);
 
 impl Filter {
     /// Compiles the filter for a major version of Postgres. Version 14 is allowed a loopback datagram socket, which its
     /// statistics collector talks to itself through.
     pub(crate) fn compile(major: u16) -> io::Result<Self> {
-        let mut rules: Rules =
-            ALLOWED.iter().chain(LEGACY_ALLOWED).map(|&number| (number, Vec::new())).collect();
+        let mut rules = Rules::new();
         conditional(&mut rules, major < 15).map_err(io::Error::other)?;
         let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-        let allowed = filter(rules, denied, SeccompAction::Allow)?;
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+        let conditional = SeccompFilter::new(rules, denied, SeccompAction::Allow, arch);
+        let conditional: BpfProgram = conditional.and_then(TryInto::try_into).map_err(io::Error::other)?;
         // The C library falls back from clone3, whose arguments a filter cannot see, to clone only on this error.
-        let missing = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-        let without_clone3 = filter([(libc::SYS_clone3, Vec::new())].into(), SeccompAction::Allow, missing)?;
-        Ok(Self(vec![without_clone3, allowed]))
+        let missing = [(libc::SYS_clone3, libc::ENOSYS)];
+        let allowed = ALLOWED.iter().chain(LEGACY_ALLOWED).copied();
+        Ok(Self(tree::before(allowed, &missing, arch, conditional)?))
     }
 
     /// Confines the calling process, and all that it will start, for good. It must have no-new-privileges set.
     pub(crate) fn apply(&self) -> io::Result<()> {
-        self.0.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(io::Error::other))
+        seccompiler::apply_filter(&self.0).map_err(io::Error::other)
     }
-}
-
-fn filter(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> io::Result<BpfProgram> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-    let filter = SeccompFilter::new(rules, otherwise, listed, arch).map_err(io::Error::other)?;
-    filter.try_into().map_err(io::Error::other)
 }
 
 /// A condition on the low 32 bits of an argument.
@@ -222,7 +222,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_shmdt,
     libc::SYS_shmctl,
     // Processes, threads and their signals.
-    libc::SYS_clone3, // answered by the other filter
     libc::SYS_execve,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -333,7 +332,7 @@ mod tests {
     fn the_filter_compiles_for_every_major() {
         for major in 14..=18 {
             let filter = Filter::compile(major).unwrap();
-            assert!(filter.0.iter().all(|program| program.len() < 4096), "the kernel's bound on a program");
+            assert!(filter.0.len() < 4096, "the kernel's bound on a program");
         }
     }
 

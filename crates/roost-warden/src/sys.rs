@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `CLONE_INTO_CGROUP`, which does not fit the type that the C library's flags have.
@@ -44,6 +45,59 @@ pub(crate) fn fork(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<For
             Ok(Forked::Parent(i32::try_from(pid).unwrap_or(-1), pidfd))
         }
     }
+}
+
+/// Does `work` while a process, whose id it is given, lives in a new user namespace and waits for its end.
+///
+/// That process runs in this one's memory, because a copy of it at each start of an instance costs more than all of the
+/// instance's mounts. It ends with this process, however that ends.
+pub(crate) fn with_user_namespace<T>(work: impl FnOnce(i32) -> T) -> io::Result<T> {
+    let (hold, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let stack = vec![0; WAITING_STACK_BYTES];
+    let mut waiting = ManuallyDrop::new(Box::new(Waiting { hold, release: release.as_raw_fd(), stack }));
+    let top = waiting.stack.as_mut_ptr_range().end.map_addr(|address| address & !15);
+    let argument = std::ptr::from_mut(&mut **waiting).cast();
+    // SAFETY: the stack and the argument are in `waiting`, which is leaked unless the process was seen to end. It has a
+    // descriptor table of its own, allocates nothing, and touches neither errno nor anything else that is thread-local,
+    // which it would share with this thread.
+    let pid =
+        unsafe { libc::clone(wait_for_release, top.cast(), libc::CLONE_VM | libc::CLONE_NEWUSER, argument) };
+    if pid == -1 {
+        let error = io::Error::last_os_error();
+        drop(ManuallyDrop::into_inner(waiting));
+        return Err(error);
+    }
+    let result = work(pid);
+    drop(release);
+    // It tells its end by no signal, so it has to be waited for as a clone.
+    // SAFETY: no status is wanted.
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) } == -1 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    drop(ManuallyDrop::into_inner(waiting));
+    Ok(result)
+}
+
+/// Two system calls are made on it, and that takes a few hundred bytes, or more where nothing is inlined.
+const WAITING_STACK_BYTES: usize = 32 << 10;
+
+/// What a process that waits uses until it is gone.
+struct Waiting {
+    hold: OwnedFd,
+    release: RawFd,
+    stack: Vec<u8>,
+}
+
+extern "C" fn wait_for_release(waiting: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: what `with_user_namespace` passed, which outlives this process and is not changed meanwhile.
+    let waiting = unsafe { &*waiting.cast::<Waiting>() };
+    // SAFETY: this is the number of this process's own copy, which nothing else in it uses.
+    unsafe { rustix::io::close(waiting.release) };
+    while rustix::io::read(&waiting.hold, &mut [0_u8; 1]) == Err(rustix::io::Errno::INTR) {}
+    0
 }
 
 /// Ends this process at once, without running anything that its parent registered for its own exit.

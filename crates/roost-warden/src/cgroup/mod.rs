@@ -46,7 +46,11 @@ impl Groups {
         let has = |controller: &str| unified.as_ref().is_some_and(|subtree| subtree.has(controller));
         let missing: Vec<&str> = ["memory", "cpu", "cpuacct", "pids"]
             .into_iter()
-            .filter(|&controller| !has(if controller == "cpuacct" { "cpu" } else { controller }))
+            .filter(|&controller| match controller {
+                // Version 2 counts processor time even where it does not control it.
+                "cpuacct" => unified.is_none(),
+                _ => !has(controller),
+            })
             .collect();
         let legacy = v1::Subtree::prepare(&mounts, name, &missing);
         Self { unified, legacy }
@@ -302,9 +306,13 @@ fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     })
 }
 
-/// Makes a group, and the subtree above it if somebody took that away while it was empty.
-fn create_directory(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)
+/// Makes a group, and the subtree above it if somebody took that away while it was empty. Returns whether it is new.
+fn create_directory(path: &Path) -> io::Result<bool> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path).map(|()| true),
+        result => result.map(|()| true),
+    }
 }
 
 fn read_list(path: &Path) -> io::Result<Vec<i32>> {

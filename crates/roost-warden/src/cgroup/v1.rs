@@ -75,7 +75,7 @@ impl Group {
     }
 
     pub(super) fn create(&self, limits: &Limits) -> io::Result<()> {
-        create_directory(&self.path)?;
+        let is_new = create_directory(&self.path)?;
         if self.has("memory") {
             fs::write(self.path.join("memory.limit_in_bytes"), limits.memory_bytes.to_string())?;
         }
@@ -85,6 +85,7 @@ impl Group {
                     fs::write(self.path.join("cpu.cfs_period_us"), period.to_string())?;
                     fs::write(self.path.join("cpu.cfs_quota_us"), quota.to_string())?;
                 }
+                None if is_new => {}
                 None => set_unlimited(&self.path.join("cpu.cfs_quota_us"))?,
             }
         }
@@ -143,7 +144,7 @@ impl Group {
     }
 }
 
-/// A new group has no quota, and a machine without bandwidth control has no such file.
+/// A machine without bandwidth control has no such file.
 fn set_unlimited(path: &Path) -> io::Result<()> {
     match fs::write(path, "-1") {
         Err(error)

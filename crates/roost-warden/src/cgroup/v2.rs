@@ -121,7 +121,7 @@ impl Group {
     }
 
     pub(super) fn create(&self, limits: &Limits) -> io::Result<()> {
-        create_directory(&self.path)?;
+        let is_new = create_directory(&self.path)?;
         if self.has("memory") {
             fs::write(self.path.join("memory.max"), limits.memory_bytes.to_string())?;
             // Slowed down a little before the end, so that a group that swaps survives a peak.
@@ -141,7 +141,7 @@ impl Group {
         if self.has("pids") {
             fs::write(self.path.join("pids.max"), limits.pids.to_string())?;
         }
-        self.set_frozen(false)
+        if is_new { Ok(()) } else { self.set_frozen(false) }
     }
 
     pub(super) fn is_populated(&self) -> io::Result<bool> {
