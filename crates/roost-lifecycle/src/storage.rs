@@ -121,6 +121,10 @@ impl Lifecycle {
         let limit = self.shared.config.storage(&database.settings);
         let is_over = database.size_bytes.is_some_and(|bytes| bytes > limit);
         entry.size().begin_run(is_over, is_grower);
+        if let Some(bytes) = database.size_bytes {
+            // What was known when it went to sleep will do until it has been active for a while.
+            entry.size().assume(bytes, watch.mark(entry));
+        }
         let shortage = self.shortage(is_over, is_grower, limit);
         entry.read_only.store(shortage.is_some(), Ordering::SeqCst);
         entry.shortage.set(shortage);

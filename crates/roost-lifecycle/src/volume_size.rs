@@ -61,6 +61,12 @@ impl Size {
         *self = Self { over_limit, known_grower, ..Self::default() };
     }
 
+    /// Takes an earlier run's measurement for one of the moment `mark`.
+    pub(crate) const fn assume(&mut self, bytes: u64, mark: Mark) {
+        self.bytes = bytes;
+        self.last = Some(mark);
+    }
+
     /// Takes a measurement.
     pub(crate) fn measured(&mut self, bytes: u64, mark: Mark) {
         if let Some(last) = self.last {
