@@ -1,7 +1,8 @@
 //! The bare peer: `postgres` on a plain copy of a database's cluster, started by as little as possible.
 //!
 //! It gets the program, command line, environment and configuration files of Roost's instance, word for word, but for
-//! the paths. What it does not get is what Roost adds: namespaces, mounts, control groups, a gateway.
+//! the paths and the pause of autovacuum. What it does not get is what Roost adds: namespaces, mounts, control groups,
+//! a gateway.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -19,6 +20,13 @@ use crate::scratch::Scratch;
 
 /// The user that servers run as when this process is root, which `postgres` refuses. Nobody's.
 const UID: u32 = 64_321;
+
+/// The directories of template1 and template0 (since Postgres 15). Clusters share these files, so that as many fit in the
+/// page cache as layers of Roost's do.
+const TEMPLATES: [&str; 2] = ["1", "4"];
+
+/// Keeps autovacuum from writing to template1, which it would do after a minute.
+const NO_VACUUM_YET: [&str; 2] = ["-c", "autovacuum_naptime=1d"];
 
 /// What Postgres says when it accepts connections.
 const READY: &str = "database system is ready to accept connections";
@@ -80,7 +88,7 @@ impl Recipe {
                 _ => argument.clone(),
             }
         });
-        replaced.collect()
+        replaced.chain(NO_VACUUM_YET.map(str::to_owned)).collect()
     }
 }
 
@@ -100,7 +108,14 @@ impl BareCluster {
         fs::create_dir(&folder)?;
         fs::create_dir(&socket)?;
         let (data, config) = (folder.join("data"), folder.join("config"));
-        run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(source).arg(&data))?;
+        fs::create_dir(&data)?;
+        fs::create_dir(data.join("base"))?;
+        for template in TEMPLATES.map(|oid| Path::new("base").join(oid)) {
+            if source.join(&template).exists() {
+                run(Command::new("cp").arg("-al").arg(source.join(&template)).arg(data.join(&template)))?;
+            }
+        }
+        run(Command::new("cp").args(["-an", "--reflink=auto"]).arg(source.join(".")).arg(&data))?;
         fs::set_permissions(&data, fs::Permissions::from_mode(0o700))?;
         fs::create_dir(&config)?;
         for (name, content) in &recipe.files {
@@ -227,7 +242,9 @@ mod tests {
                 "-c",
                 "unix_socket_directories=/r",
                 "-c",
-                "listen_addresses="
+                "listen_addresses=",
+                "-c",
+                "autovacuum_naptime=1d"
             ]
         );
     }

@@ -60,12 +60,20 @@ pub(crate) struct Login {
     pub(crate) begun: Instant,
     /// The TCP connection stood.
     pub(crate) connected: Duration,
+    /// The client was about to send the proof of its password.
+    pub(crate) proving: Duration,
     /// The server said that the password is right.
     pub(crate) authenticated: Duration,
     /// The server was ready for a query.
     pub(crate) ready: Duration,
     /// How long the client derived keys within that, while the server had nothing to do.
     pub(crate) deriving: Duration,
+}
+
+/// When a client proved its password, and how long it derived keys for that.
+struct Proof {
+    at: Instant,
+    deriving: Duration,
 }
 
 /// A session that is ready for a query.
@@ -86,13 +94,13 @@ impl Session<TcpStream> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut session = Self::new(stream);
-        let mut deriving = Duration::ZERO;
         session.start(&credentials.user, "postgres")?;
-        session.authenticate(credentials, &mut deriving)?;
+        let Proof { at: proving, deriving } = session.authenticate(credentials)?;
+        let proving = proving.duration_since(begun);
         let authenticated = begun.elapsed();
         session.wait_until_ready()?;
         let ready = begun.elapsed();
-        Ok((session, Login { begun, connected, authenticated, ready, deriving }))
+        Ok((session, Login { begun, connected, proving, authenticated, ready, deriving }))
     }
 }
 
@@ -144,17 +152,18 @@ impl<S: Read + Write> Session<S> {
     }
 
     /// SCRAM-SHA-256, up to AuthenticationOk.
-    fn authenticate(&mut self, credentials: &Credentials, deriving: &mut Duration) -> Result<()> {
+    fn authenticate(&mut self, credentials: &Credentials) -> Result<Proof> {
         let proof = match credentials.keys.get() {
             Some(keys) => scram::Credentials::Keys(keys.clone()),
             None => scram::Credentials::Password(credentials.password.clone()),
         };
         let mut exchange = ClientExchange::new(proof, scram::fresh_nonce());
+        let mut proof = Proof { at: Instant::now(), deriving: Duration::ZERO };
         loop {
             let (tag, body) = self.next()?;
             let mut answer = Vec::new();
             match BackendMessage::parse(tag, body)? {
-                BackendMessage::AuthenticationOk => return Ok(()),
+                BackendMessage::AuthenticationOk => return Ok(proof),
                 BackendMessage::AuthenticationSasl(_) => {
                     frontend::write_sasl_initial_response(&mut answer, scram::MECHANISM, &exchange.first());
                 }
@@ -165,9 +174,10 @@ impl<S: Read + Write> Session<S> {
                         let keys = derive(&credentials.password, server_first)?;
                         // Another thread's keys are the same.
                         let _ = credentials.keys.set(keys);
-                        *deriving = begun.elapsed();
+                        proof.deriving = begun.elapsed();
                     }
                     frontend::write_sasl_response(&mut answer, &final_message);
+                    proof.at = Instant::now();
                 }
                 BackendMessage::SaslFinal(server_final) => exchange.verify(server_final)?,
                 BackendMessage::Error(_) => bail!("{}", error(body)),

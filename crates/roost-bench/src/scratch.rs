@@ -38,8 +38,9 @@ impl Scratch {
     /// Makes both, `data` below `below`. They are removed when this is dropped, and when this process is killed.
     pub(crate) fn new(below: &Path) -> Result<Self> {
         let data = directory(below)?;
-        // Unprivileged, /run is closed.
-        let run = directory(Path::new("/run")).or_else(|_| directory(Path::new("/tmp")))?;
+        // Where /run is kept in memory, as it should be; otherwise in what is. Unprivileged, /run is closed.
+        let run = [Path::new("/run"), Path::new("/dev/shm")].into_iter().find(|place| is_in_memory(place));
+        let run = directory(run.unwrap_or(Path::new("/run"))).or_else(|_| directory(Path::new("/tmp")))?;
         let (Some(data_text), Some(run_text)) = (data.to_str(), run.to_str()) else {
             anyhow::bail!("{} is no UTF-8", data.display());
         };
@@ -57,6 +58,11 @@ impl Scratch {
     pub(crate) fn run(&self) -> &Path {
         &self.run
     }
+}
+
+fn is_in_memory(place: &Path) -> bool {
+    // linux/magic.h: TMPFS_MAGIC.
+    rustix::fs::statfs(place).is_ok_and(|file_system| file_system.f_type == 0x0102_1994)
 }
 
 /// A new directory that other users, who must reach what is theirs in it, can pass through.
