@@ -178,7 +178,10 @@ impl Lifecycle {
             }
             if ended_before.is_none() {
                 ended_before = self.begin_stop(entry, reason);
-                continue;
+                // A start has to end first, and this task must let it.
+                if ended_before.is_some() || entry.lock().ladder.phase() == Phase::Stopped {
+                    continue;
+                }
             }
             if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
                 return Err(StepError::Deadline(began.elapsed()));

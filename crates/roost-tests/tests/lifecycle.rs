@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use roost_tests::node::{Node, Setup};
 use roost_tests::session::{self, Session, url_with};
 use roost_tests::{command, http, machine, psql};
@@ -38,6 +38,32 @@ fn a_created_database_is_listed_stopped_and_wakes_for_psql() -> Result<()> {
     check_listed(&shown, "shop", "running")?;
     for key in ["lastMs", "p50Ms", "p99Ms"] {
         assert!(shown["wakes"][0][key].as_f64().is_some_and(|ms| ms > 0.0), "wakes have {key}: {shown}");
+    }
+    node.finish()
+}
+
+#[test]
+fn stops_that_meet_starts_hold_nothing_up() -> Result<()> {
+    let mut node = Node::new()?;
+    let databases = (0..4).map(|n| node.create(&format!("shop{n}"))).collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let mut clients = Vec::new();
+        for database in &databases {
+            // A client may be told that its database was stopped.
+            clients.push(
+                scope.spawn(|| (0..15).try_for_each(|_| psql::try_run(&database.url, "SELECT 1").map(drop))),
+            );
+            for _ in 0..2 {
+                let command_line = node.command_line();
+                clients.push(scope.spawn(move || {
+                    (0..15).try_for_each(|_| command_line.try_run(&["stop", &database.name]).map(drop))
+                }));
+            }
+        }
+        clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
+    })?;
+    for database in &databases {
+        assert_eq!(psql::run(&database.url, "SELECT 6 * 7")?, "42");
     }
     node.finish()
 }
