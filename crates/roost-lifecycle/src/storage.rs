@@ -121,7 +121,7 @@ impl Lifecycle {
         let limit = self.shared.config.storage(&database.settings);
         let is_over = database.size_bytes.is_some_and(|bytes| bytes > limit);
         entry.size().begin_run(is_over, is_grower);
-        if let Some(bytes) = database.size_bytes {
+        if let Some(bytes) = database.size_bytes.filter(|_| !is_over && !is_grower) {
             // What was known when it went to sleep will do until it has been active for a while.
             entry.size().assume(bytes, watch.mark(entry));
         }
