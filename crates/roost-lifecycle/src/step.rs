@@ -177,11 +177,8 @@ impl Lifecycle {
                 return Ok(());
             }
             if ended_before.is_none() {
+                // A start that is under way has to end first: then nothing changes here.
                 ended_before = self.begin_stop(entry, reason);
-                // A start has to end first, and this task must let it.
-                if ended_before.is_some() || entry.lock().ladder.phase() == Phase::Stopped {
-                    continue;
-                }
             }
             if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
                 return Err(StepError::Deadline(began.elapsed()));
@@ -200,9 +197,10 @@ impl Lifecycle {
             }
             inner.step_began = Some((Instant::now(), crate::entry::state_of(phase)));
         }
-        let under_way = matches!(inner.ladder.phase(), Phase::Stopping { .. }).then_some(inner.ended);
+        let phase_now = inner.ladder.phase();
+        let under_way = matches!(phase_now, Phase::Stopping { .. }).then_some(inner.ended);
         drop(inner);
-        if command != Command::Nothing {
+        if phase_now != phase {
             entry.notify();
         }
         self.carry_out(entry, command);

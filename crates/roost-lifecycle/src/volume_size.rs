@@ -188,6 +188,18 @@ mod tests {
     }
 
     #[test]
+    fn a_size_from_an_earlier_run_bounds_the_growth_until_the_first_look() {
+        let mut size = Size::default();
+        size.begin_run(false, false);
+        let woken = Mark { at: Instant::now(), written: 5, activity: 0 };
+        size.assume(90 * MIB, woken);
+        assert_eq!(size.last().map(|mark| mark.written), Some(5));
+        assert_eq!(size.slack(LIMIT), 10 * MIB);
+        assert_eq!(look(&mut size, 95, None), Verdict::default());
+        assert!(size.rate() > 0);
+    }
+
+    #[test]
     fn in_a_shortage_only_those_that_grow_are_held() {
         let (mut quiet, mut greedy) = (Size::default(), Size::default());
         for size in [&mut quiet, &mut greedy] {
