@@ -106,6 +106,8 @@ async fn insert_until_error(session: Watched, table: &str) -> Result<(String, i6
         "INSERT INTO {table} SELECT (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 250)) \
          FROM generate_series(1, 50)"
     );
+    // A statement of its own for each would be closed after each, and nobody reads an error that answers a Close.
+    let insert = session.client.prepare(&insert).await?;
     let end = Instant::now() + SOON;
     let mut rows = 0;
     while Instant::now() < end {
