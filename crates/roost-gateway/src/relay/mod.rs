@@ -90,8 +90,10 @@ pub(crate) struct Relay<C, H> {
     server_deaf: bool,
     /// The client has said Terminate.
     leaving: bool,
-    /// The server's latest frame was an error.
-    server_said_why: bool,
+    /// The length of the server's latest frame in bytes if it was an error, otherwise 0.
+    last_error: usize,
+    /// What comes when the client has all that is on its way to it.
+    last_step: Option<Step>,
     /// The session ends as soon as it is idle.
     draining: bool,
 }
@@ -127,7 +129,8 @@ where
             refusals: Refusals::default(),
             server_deaf: false,
             leaving: false,
-            server_said_why: false,
+            last_error: 0,
+            last_step: None,
             draining: false,
         }
     }
@@ -169,20 +172,31 @@ where
         if let Poll::Ready(step) = self.poll_from_server(cx) {
             return Poll::Ready(step);
         }
-        while let Poll::Ready(interrupt) = self.watch.poll(cx) {
-            match interrupt {
-                Interrupt::Closing(reason) => return Poll::Ready(Step::End(End::Closing(reason))),
-                Interrupt::DrainOver => return Poll::Ready(Step::End(End::Drained)),
-                Interrupt::Drain(deadline) => {
-                    self.draining = true;
-                    self.watch.draining_until(deadline);
-                }
-            }
+        // A client that does not read is not waited for.
+        if let Some(step) = self.last_step.take() {
+            return Poll::Ready(step);
+        }
+        if let Poll::Ready(step) = Self::poll_interrupts(&mut self.watch, &mut self.draining, cx) {
+            return Poll::Ready(step);
         }
         if self.draining && self.is_at_rest() {
             return Poll::Ready(Step::End(End::Drained));
         }
         Poll::Pending
+    }
+
+    #[inline]
+    fn poll_interrupts(watch: &mut Watch, draining: &mut bool, cx: &Context<'_>) -> Poll<Step> {
+        loop {
+            match ready!(watch.poll(cx)) {
+                Interrupt::Closing(reason) => return Poll::Ready(Step::End(End::Closing(reason))),
+                Interrupt::DrainOver => return Poll::Ready(Step::End(End::Drained)),
+                Interrupt::Drain(deadline) => {
+                    *draining = true;
+                    watch.draining_until(deadline);
+                }
+            }
+        }
     }
 
     /// Whether nothing is on its way and no transaction is open.
@@ -276,6 +290,9 @@ where
             if ready!(Pin::new(&mut self.client).poll_flush(cx)).is_err() {
                 return Poll::Ready(Step::End(End::ClientGone));
             }
+            if let Some(step) = self.last_step.take() {
+                return Poll::Ready(step);
+            }
             let mut buffer = Buffer::borrow();
             let Ok(count @ 1..) = ready!(self.server.poll_read(cx, &mut buffer)) else {
                 return Poll::Ready(Step::End(End::ServerClosed));
@@ -283,7 +300,25 @@ where
             if let Some(step) = self.take_from_server(buffer, count) {
                 return Poll::Ready(step);
             }
+            if self.last_error > 0 && self.server_frames.at_boundary() {
+                self.replace_last_error(cx);
+            }
         }
+    }
+
+    /// A backend that is shut down says no more than that. Why it is was made known before, and is what the client is told
+    /// in place of it.
+    fn replace_last_error(&mut self, cx: &Context<'_>) {
+        let Some(chunk) = &mut self.from_server else { return };
+        let Some(before) = chunk.filled.checked_sub(self.last_error) else { return };
+        let Poll::Ready(step) = Self::poll_interrupts(&mut self.watch, &mut self.draining, cx) else {
+            return;
+        };
+        chunk.filled = before;
+        if before == 0 {
+            self.from_server = None;
+        }
+        self.last_step = Some(step);
     }
 
     /// Takes a chunk that the server sent.
@@ -294,9 +329,9 @@ where
         let shortage = self.hold.shortage();
         let retold = (shortage.is_some() || self.refusals.is_withholding())
             .then(|| self.refusals.retell(self.server_frames.left_of_frame(), bytes, shortage));
-        let (owed, said_why) = (&mut self.owed, &mut self.server_said_why);
+        let (owed, last_error) = (&mut self.owed, &mut self.last_error);
         let scanned = self.server_frames.feed(bytes, MAX_FRAME_LEN, |seen| {
-            *said_why = matches!(seen, Seen::Frame { tag: ERROR, .. });
+            *last_error = if let Seen::Frame { tag: ERROR, len } = seen { len } else { 0 };
             owed.backend(seen);
         });
         if let Err(error) = scanned {
@@ -329,7 +364,7 @@ where
         Finished {
             // What is half written is a frame's end as far as the client is concerned only if nothing is left of it.
             between_frames: self.server_frames.at_boundary() && self.from_server.is_none(),
-            server_said_why: self.server_said_why,
+            server_said_why: self.last_error > 0,
             server_owes: !self.owed.is_idle(),
             client_frames_whole: self.client_frames.at_boundary()
                 && self.from_client.is_none()
