@@ -59,8 +59,7 @@ impl Watch {
     ) -> Self {
         let bell = Arc::new(Bell { rung: AtomicBool::new(true), session: Mutex::new(Waker::noop().clone()) });
         Self {
-            // What has happened is told at the first question, however much the session's task has done before.
-            source: Box::pin(tokio::task::unconstrained(until_interrupted(closing, drain))),
+            source: Box::pin(until_interrupted(closing, drain)),
             bell_waker: Waker::from(bell.clone()),
             bell,
             session: Waker::noop().clone(),

@@ -92,6 +92,11 @@ impl Presence {
         self.entry.shortage.get()
     }
 
+    /// Whether the instance is taken away from this session. Known before its Postgres is shut down.
+    pub fn is_closing(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.closing.borrow().is_some())
+    }
+
     /// Resolves when the instance is taken away from this session, with the reason.
     pub fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static {
         let receiver: Option<watch::Receiver<Option<ClosingReason>>> =

@@ -29,6 +29,9 @@ pub trait Hold: Send + 'static {
     /// Why the database is read-only for want of storage, if it is. Asked for every packet of the server.
     fn shortage(&self) -> Option<Shortage>;
 
+    /// Whether the instance is taken away from this session. Known before its Postgres is shut down.
+    fn is_closing(&self) -> bool;
+
     /// Resolves when the instance is taken away from this session.
     fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static;
 }
@@ -60,6 +63,10 @@ impl Hold for Presence {
     #[inline]
     fn shortage(&self) -> Option<Shortage> {
         Presence::shortage(self)
+    }
+
+    fn is_closing(&self) -> bool {
+        Presence::is_closing(self)
     }
 
     fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static {

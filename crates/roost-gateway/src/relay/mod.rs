@@ -9,7 +9,8 @@
 //! - no byte of a request goes to the server without the activity lease, and the lease is given back as soon as the
 //!   server owes nothing;
 //! - bytes reach each side in order, and none is lost or made up, except that the refusal of a write for want of storage
-//!   is reworded; an error of Roost's own is written only between two frames of the server;
+//!   is reworded, and that Roost's reason for a shutdown takes the place of Postgres' word that there is one; an error of
+//!   Roost's own is written only between two frames of the server;
 //! - what costs something per packet is the two system calls, the scan of the headers, and the lease.
 
 mod end;
@@ -92,8 +93,6 @@ pub(crate) struct Relay<C, H> {
     leaving: bool,
     /// The length of the server's latest frame in bytes if it was an error, otherwise 0.
     last_error: usize,
-    /// What comes when the client has all that is on its way to it.
-    last_step: Option<Step>,
     /// The session ends as soon as it is idle.
     draining: bool,
 }
@@ -130,7 +129,6 @@ where
             server_deaf: false,
             leaving: false,
             last_error: 0,
-            last_step: None,
             draining: false,
         }
     }
@@ -172,31 +170,20 @@ where
         if let Poll::Ready(step) = self.poll_from_server(cx) {
             return Poll::Ready(step);
         }
-        // A client that does not read is not waited for.
-        if let Some(step) = self.last_step.take() {
-            return Poll::Ready(step);
-        }
-        if let Poll::Ready(step) = Self::poll_interrupts(&mut self.watch, &mut self.draining, cx) {
-            return Poll::Ready(step);
+        while let Poll::Ready(interrupt) = self.watch.poll(cx) {
+            match interrupt {
+                Interrupt::Closing(reason) => return Poll::Ready(Step::End(End::Closing(reason))),
+                Interrupt::DrainOver => return Poll::Ready(Step::End(End::Drained)),
+                Interrupt::Drain(deadline) => {
+                    self.draining = true;
+                    self.watch.draining_until(deadline);
+                }
+            }
         }
         if self.draining && self.is_at_rest() {
             return Poll::Ready(Step::End(End::Drained));
         }
         Poll::Pending
-    }
-
-    #[inline]
-    fn poll_interrupts(watch: &mut Watch, draining: &mut bool, cx: &Context<'_>) -> Poll<Step> {
-        loop {
-            match ready!(watch.poll(cx)) {
-                Interrupt::Closing(reason) => return Poll::Ready(Step::End(End::Closing(reason))),
-                Interrupt::DrainOver => return Poll::Ready(Step::End(End::Drained)),
-                Interrupt::Drain(deadline) => {
-                    *draining = true;
-                    watch.draining_until(deadline);
-                }
-            }
-        }
     }
 
     /// Whether nothing is on its way and no transaction is open.
@@ -290,9 +277,6 @@ where
             if ready!(Pin::new(&mut self.client).poll_flush(cx)).is_err() {
                 return Poll::Ready(Step::End(End::ClientGone));
             }
-            if let Some(step) = self.last_step.take() {
-                return Poll::Ready(step);
-            }
             let mut buffer = Buffer::borrow();
             let Ok(count @ 1..) = ready!(self.server.poll_read(cx, &mut buffer)) else {
                 return Poll::Ready(Step::End(End::ServerClosed));
@@ -300,25 +284,7 @@ where
             if let Some(step) = self.take_from_server(buffer, count) {
                 return Poll::Ready(step);
             }
-            if self.last_error > 0 && self.server_frames.at_boundary() {
-                self.replace_last_error(cx);
-            }
         }
-    }
-
-    /// A backend that is shut down says no more than that. Why it is was made known before, and is what the client is told
-    /// in place of it.
-    fn replace_last_error(&mut self, cx: &Context<'_>) {
-        let Some(chunk) = &mut self.from_server else { return };
-        let Some(before) = chunk.filled.checked_sub(self.last_error) else { return };
-        let Poll::Ready(step) = Self::poll_interrupts(&mut self.watch, &mut self.draining, cx) else {
-            return;
-        };
-        chunk.filled = before;
-        if before == 0 {
-            self.from_server = None;
-        }
-        self.last_step = Some(step);
     }
 
     /// Takes a chunk that the server sent.
@@ -341,8 +307,23 @@ where
             None => Some(Chunk::new(buffer, count)),
             Some(told) => Some(Chunk::of(told)).filter(|chunk| chunk.filled > 0),
         };
+        if self.last_error > 0 && self.hold.is_closing() {
+            self.withhold_goodbye();
+        }
         self.rest_if_idle();
         None
+    }
+
+    /// Takes back a backend's last words: that it is shut down. Why it is was known before, and is what the client is told
+    /// when the session ends next.
+    fn withhold_goodbye(&mut self) {
+        let Some(chunk) = &mut self.from_server else { return };
+        let Some(before) = chunk.filled.checked_sub(self.last_error) else { return };
+        if refusal::is_shutdown(chunk.buffer.get(before..chunk.filled).unwrap_or_default()) {
+            self.last_error = 0;
+            chunk.filled = before;
+            self.from_server.take_if(|chunk| chunk.filled == 0);
+        }
     }
 
     /// Gives the activity lease back if the server owes nothing and is to be sent nothing.

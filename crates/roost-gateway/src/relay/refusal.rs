@@ -1,8 +1,12 @@
-//! Writes that Postgres refuses while its database is read-only for want of storage, told as what they are.
+//! Errors of Postgres whose reason Roost knows better: writes that are refused while the database is read-only for want of
+//! storage are told as what they are, and a shutdown is recognised.
 //!
 //! Postgres knows only that the transaction is read-only (25006). The client is to read that storage is short (53100),
 //! which bound was reached, and the way out. So while a database is short of storage, and only then, its session's relay
 //! reads ErrorResponse frames. Such a frame is withheld until it is whole; everything else passes as it is.
+//!
+//! A backend that is shut down says no more than that (57P01). The relay asks here whether a last frame says it, while the
+//! instance is taken away, and only then.
 
 use roost_lifecycle::Shortage;
 use roost_wire::backend;
@@ -70,9 +74,20 @@ fn body(frame: &[u8]) -> &[u8] {
     frame.get(5..).unwrap_or_default()
 }
 
+fn has_field(body: &[u8], tag: u8, value: &str) -> bool {
+    raw_fields(body).any(|field| field == (tag, value.as_bytes()))
+}
+
 fn is_refusal(body: &[u8]) -> bool {
-    raw_fields(body)
-        .any(|(tag, value)| tag == b'C' && value == SqlState::READ_ONLY_TRANSACTION.as_str().as_bytes())
+    has_field(body, b'C', SqlState::READ_ONLY_TRANSACTION.as_str())
+}
+
+/// Whether this is one whole ErrorResponse, by which a backend says that it is shut down.
+pub(super) fn is_shutdown(frame: &[u8]) -> bool {
+    let body = body(frame);
+    matches!(frame::header(frame, MAX_FRAME_LEN), Ok(Some(Header { tag: ERROR, len })) if len == frame.len())
+        && has_field(body, b'V', "FATAL")
+        && has_field(body, b'C', SqlState::ADMIN_SHUTDOWN.as_str())
 }
 
 /// Appends a refusal with its bound's code, message and hint. Postgres' own message becomes the detail: it says what was

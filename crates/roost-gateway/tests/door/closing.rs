@@ -3,10 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use roost_lifecycle::ClosingReason;
+use roost_lifecycle::{ClosingReason, Shortage};
 
 use super::support::door::eventually;
 use super::support::{Door, DoorOptions};
+
+/// Ends the backends of all sessions but this.
+const TERMINATE_OTHERS: &str = "select pg_terminate_backend(pid) from pg_stat_activity \
+     where pid <> pg_backend_pid() and backend_type = 'client backend'";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_taken_away_tells_its_sessions_why() {
@@ -51,12 +55,39 @@ async fn a_backend_that_is_terminated_speaks_for_itself() {
     let door = Door::open().await;
     let observer = door.connect().await;
     let mut session = door.session().await;
-    observer
-        .batch_execute("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and backend_type = 'client backend'")
-        .await
-        .unwrap();
+    observer.batch_execute(TERMINATE_OTHERS).await.unwrap();
     let error = session.read_error().await;
     assert_eq!(error[&'M'], "terminating connection due to administrator command");
+    assert!(session.is_over().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_shut_down_first_does_not_hide_why() {
+    let door = Door::open().await;
+    let observer = door.connect().await;
+    let mut session = door.session().await;
+    session.query("create table t (n int); begin read only").await;
+    session.read_until(b'Z').await;
+    door.stage.is_heard.send_replace(false);
+    *door.stage.shortage.lock().unwrap() = Some(Shortage::Limit { bytes: 1 << 20 });
+    door.stage.closing.send_replace(Some(ClosingReason::StorageFull));
+
+    // Other errors are told, also those that are reworded.
+    session.query("insert into t values (1)").await;
+    assert_eq!(session.read_error().await[&'C'], "53100");
+    assert_eq!(session.read().await.map(|(tag, _)| tag), Some(b'Z'));
+    session.query("rollback").await;
+    session.read_until(b'Z').await;
+    session.query("do $$ begin raise 'mine' using errcode = '57P01'; end $$").await;
+    assert_eq!(session.read_error().await[&'M'], "mine");
+    assert_eq!(session.read().await.map(|(tag, _)| tag), Some(b'Z'));
+
+    observer.batch_execute(TERMINATE_OTHERS).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    door.stage.is_heard.send_replace(true);
+    let error = session.read_error().await;
+    assert_eq!(error[&'C'], "53100");
+    assert!(error[&'M'].contains("grew on although it is over its storage limit"), "{error:?}");
     assert!(session.is_over().await);
 }
 

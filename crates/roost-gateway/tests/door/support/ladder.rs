@@ -32,6 +32,8 @@ pub(crate) struct Stage {
     pub(crate) frozen: AtomicBool,
     pub(crate) thaws: AtomicUsize,
     pub(crate) closing: watch::Sender<Option<ClosingReason>>,
+    /// Whether sessions hear of that.
+    pub(crate) is_heard: watch::Sender<bool>,
     pub(crate) shortage: Mutex<Option<Shortage>>,
     pub(crate) roles: Mutex<HashMap<String, RoleLogin>>,
     /// What a sleeping database's roles are answered from; `None` means that the database runs.
@@ -54,6 +56,7 @@ impl TestLadder {
             frozen: AtomicBool::new(false),
             thaws: AtomicUsize::new(0),
             closing: watch::Sender::new(None),
+            is_heard: watch::Sender::new(true),
             shortage: Mutex::default(),
             roles: Mutex::default(),
             kept_roles: Mutex::default(),
@@ -147,10 +150,15 @@ impl Hold for TestHold {
         *self.stage.shortage.lock().unwrap()
     }
 
+    fn is_closing(&self) -> bool {
+        self.stage.closing.borrow().is_some()
+    }
+
     fn closing(&self) -> impl Future<Output = ClosingReason> + Send + 'static {
-        let mut closing = self.stage.closing.subscribe();
+        let (mut closing, mut is_heard) = (self.stage.closing.subscribe(), self.stage.is_heard.subscribe());
         async move {
             let reason = closing.wait_for(Option::is_some).await.map(|reason| *reason);
+            let _ = is_heard.wait_for(|is_heard| *is_heard).await;
             match reason {
                 Ok(Some(reason)) => reason,
                 _ => std::future::pending().await,
